@@ -1,0 +1,69 @@
+"""What can be set: EngineConfig and ServerConfig, frozen, with TEI's names.
+
+One field is one flag (`--max-batch-tokens`) and one environment variable (`MAX_BATCH_TOKENS`); the flag wins,
+then the variable, then the default here. The command line and docs/cli.md are made from these fields.
+Owns names, defaults and ranges; never touches models or sockets.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from openbei.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16"]
+PoolingFlag = Literal["cls", "mean", "last-token"]
+
+
+def _flag(default: Any, text: str, *, minimum: int | None = None, secret: bool = False) -> Any:
+    return field(default=default, metadata={"help": text, "minimum": minimum, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Which model, and how requests are batched."""
+
+    model_id: str | None = _flag(None, "Folder or hub id; none: the embedded all-MiniLM-L6-v2")
+    revision: str | None = _flag(None, "Branch, tag or commit on the hub")
+    served_model_name: str | None = _flag(None, "Name shown to clients; the model id if not set")
+    dtype: DType = _flag("auto", "Precision: auto takes bfloat16 where the CPU has it, else float32")
+    pooling: PoolingFlag | None = _flag(None, "cls, mean or last-token; the model's own files if not set")
+    tokenization_workers: int | None = _flag(None, "Tokenizer threads; one a core if not set", minimum=1)
+    max_concurrent_requests: int = _flag(8192, "Inputs admitted at once; more is answered 429", minimum=1)
+    max_batch_tokens: int | None = _flag(None, "Tokens in one forward; by device if not set", minimum=1)
+    max_batch_requests: int | None = _flag(None, "Inputs in one forward; no limit if not set", minimum=1)
+    max_queue_tokens: int = _flag(4_194_304, "Tokens waiting at once; more is answered 429", minimum=1)
+    max_client_batch_size: int = _flag(2048, "Inputs in one request", minimum=1)
+    auto_truncate: bool = _flag(True, "Cut texts that are too long, where the request does not say")
+    default_prompt_name: str | None = _flag(None, "Prompt of the model's own list put before every text")
+    default_prompt: str | None = _flag(None, "Text put before every text; excludes --default-prompt-name")
+    huggingface_hub_cache: str | None = _flag(None, "Folder for fetched models; HF_HOME's if not set")
+    hf_token: str | None = _flag(None, "Token for private models on the hub", secret=True)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.default_prompt is not None and self.default_prompt_name is not None:
+            raise ConfigError("default_prompt and default_prompt_name exclude each other; both are set")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Where the server listens and whom it answers."""
+
+    hostname: str = _flag("0.0.0.0", "Address to listen on")
+    port: int = _flag(7997, "Port to listen on; 0 takes a free one", minimum=0)
+    api_key: str | None = _flag(None, "Key asked of every client (Authorization: Bearer KEY)", secret=True)
+    payload_limit: int = _flag(32_000_000, "Bytes in one request body", minimum=1)
+    cors_allow_origin: tuple[str, ...] = _flag((), "Origin allowed by CORS, repeatable; any if not set")
+    json_output: bool = _flag(False, "Write the log as JSON lines")
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.port > 65535:
+            raise ConfigError(f"port must be at most 65535, got {self.port}")
+
+
+def _check(config: EngineConfig | ServerConfig) -> None:
+    for item in fields(config):
+        value, minimum = getattr(config, item.name), item.metadata["minimum"]
+        if minimum is not None and value is not None and value < minimum:
+            raise ConfigError(f"{item.name} must be at least {minimum}, got {value}")
