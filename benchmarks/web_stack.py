@@ -1,6 +1,6 @@
 """Which web stack answers most embeddings per second from one process on one core?
 
-    python benchmarks/web_stack.py      # about three minutes; Linux, two cores; prints tables and a last line of JSON
+    python benchmarks/web_stack.py      # about two minutes; Linux, two cores; prints tables and a last line of JSON
 
 Every candidate answers `POST /v1/embeddings` in OpenAI's shape: it parses and validates the body (`input` is a list
 of strings), takes ready-made vectors of 1024 float32 values and encodes the answer anew, as JSON floats or as base64.
@@ -8,8 +8,8 @@ The server is one process pinned to one core; this process makes the load from a
 connections with one request under way on each. Candidates are measured in turn, round after round; medians are quoted.
 
 A number is complete answers per second when the core does nothing but HTTP and encoding. `CPU ms` is the server's own
-CPU time per answer, which other work on the machine disturbs less; what exceeds `no stack`, the same decoding and
-encoding without a server, is the stack's price. `load` is the generator's share of its core: near 100 % it is the limit.
+CPU time per answer; what exceeds `no stack`, the same work without a server, is the stack's price. Answers/s times CPU
+ms well below 1000 means that something else used the core: run again. `load` is the generator's share of its own core.
 It does not mean: no model, tokenizer, queue, TLS or network is here, so a real server gives far fewer answers; latency
 and more than one worker are not measured. Compare numbers of one run only. FastAPI (left out if it is not installed)
 has pydantic models for request and answer, as its manual teaches; all the others share `answer`'s parts.
@@ -101,7 +101,7 @@ def litestar_app() -> Any:
     async def embeddings(data: EmbeddingsRequest) -> litestar.Response[bytes]:
         return litestar.Response(to_json(envelope(data)), media_type="application/json")
 
-    return litestar.Litestar([embeddings], openapi_config=None, signature_types=[litestar.Response])
+    return litestar.Litestar([embeddings], openapi_config=None, logging_config=None)
 
 
 def fastapi_app() -> Any:

@@ -146,9 +146,7 @@ class Batch:
         return np.diff(self.cu_seqlens)
 
 
-def pack(
-    spec: ModelSpec, ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]] | None = None
-) -> Batch:
+def pack(spec: ModelSpec, ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]] | None = None) -> Batch:
     """Token ids of B sequences -> one Batch; the only place where a batch is made.
 
     token_type_ids: as ids, or None for all zero; ignored where the model has a single segment (RoBERTa).

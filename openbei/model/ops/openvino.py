@@ -82,9 +82,7 @@ class OpenVinoOps:
         """(T, C)."""
         return _norm(op.add(x, residual), norm, eps)
 
-    def attention(
-        self, q: ov.Node, k: ov.Node, v: ov.Node, num_heads: int, bias: Array | None = None
-    ) -> ov.Node:
+    def attention(self, q: ov.Node, k: ov.Node, v: ov.Node, num_heads: int, bias: Array | None = None) -> ov.Node:
         """(T, H*D), through the grid."""
         grid = [self._to_grid(x, num_heads) for x in (q, k, v)]
         attended = op.scaled_dot_product_attention(*grid, self._scores_mask(bias))

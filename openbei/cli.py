@@ -1,0 +1,146 @@
+"""The command `bei`: serve, embed, info. Flags and environment variables are made from the config classes.
+
+Owns what a person types and reads; never touches tensors or requests. What takes time to import is imported by the
+command that needs it, so that `bei --help` is quick and `bei serve` starts quickly.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
+
+import click
+
+from openbei.config import EngineConfig, ServerConfig
+from openbei.errors import ConfigError, OpenBeiError
+from openbei.flags import ConfigCommand, Secret, config_options, pick
+
+if TYPE_CHECKING:
+    from openbei.bulk import Writer
+    from openbei.engine.engine import Engine
+
+# TEI's flags that have no meaning here, and what openbei does instead.
+IGNORED: dict[str, tuple[click.ParamType[Any], str]] = {
+    "--uds-path": (click.STRING, "no second process is spoken to"),
+    "--disable-spans": (click.BOOL, "no spans are logged"),
+    "--otlp-endpoint": (click.STRING, "no traces are sent"),
+    "--otlp-service-name": (click.STRING, "no traces are sent"),
+    "--prometheus-port": (click.STRING, "/metrics is on --port"),
+    "--dense-path": (click.STRING, "the Dense modules are those of the model's modules.json"),
+}
+SERVING_ONLY = ("served_model_name", "max_concurrent_requests", "max_queue_tokens", "max_client_batch_size")
+LOADING_ONLY = ("model_id", "revision", "dtype", "pooling", "huggingface_hub_cache", "hf_token")
+TEXTS_IN_FLIGHT = 1024
+
+
+class Commands(click.Group):
+    """The group of commands: what went wrong becomes one line on stderr and exit 1, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except OpenBeiError as error:
+            raise click.ClickException(str(error)) from None
+        except OSError as error:
+            raise click.ClickException(": ".join(map(str, filter(None, (error.filename, error.strerror or error))))) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="openbei", message="bei %(version)s")
+def main() -> None:
+    """Serve embeddings, embed files, and look at models."""
+
+
+def _tei_options(command: Any) -> Any:
+    for name, (kind, _) in IGNORED.items():
+        command = click.option(name, type=kind, hidden=True)(command)
+    return click.option("--hf-api-token", type=Secret(), envvar="HF_API_TOKEN", hidden=True)(command)
+
+
+@main.command(cls=ConfigCommand, epilog="TEI's other flags are accepted too, each with a note that it does nothing.")
+@click.argument("model", required=False)
+@config_options(EngineConfig)
+@config_options(ServerConfig)
+@_tei_options
+@click.pass_context
+def serve(ctx: click.Context, /, **values: Any) -> None:
+    """Serve MODEL over HTTP: a folder, a hub id, or the embedded all-MiniLM-L6-v2."""
+    started_s = time.monotonic()
+    _settle_model(ctx, values)
+    _settle_tei(values)
+    config = ServerConfig(**pick(ServerConfig, values))
+    with _engine(values) as engine:
+        from openbei.describe import banner
+        from openbei.server import serve as serve_engine
+
+        def on_ready(url: str) -> None:
+            click.echo(banner(engine, config, url, time.monotonic() - started_s))
+
+        serve_engine(engine, config, on_ready=on_ready)
+
+
+def _settle_model(ctx: click.Context, values: dict[str, Any]) -> None:
+    """MODEL and --model-id are two ways of saying the same; the environment's MODEL_ID gives way to both."""
+    model = values.pop("model", None)
+    source = ctx.get_parameter_source("model_id")
+    if model is None:
+        return
+    if source is click.core.ParameterSource.COMMANDLINE and values["model_id"] != model:
+        raise click.UsageError(f"MODEL is {model} and --model-id is {values['model_id']}: give one of them", ctx)
+    values["model_id"] = model
+
+
+def _settle_tei(values: dict[str, Any]) -> None:
+    for name, (_, instead) in IGNORED.items():
+        if values.pop(name.removeprefix("--").replace("-", "_")) is not None:
+            click.echo(f"note: {name} is ignored: {instead}", err=True)
+    token = values.pop("hf_api_token")
+    if token is not None:
+        click.echo("note: --hf-api-token is the old name of --hf-token", err=True)
+        values["hf_token"] = values["hf_token"] or token
+
+
+@contextmanager
+def _engine(values: dict[str, Any]) -> Iterator["Engine"]:
+    """Check the values, then load: a wrong value is told at once."""
+    config = EngineConfig(**pick(EngineConfig, values))
+    import openbei
+
+    options = {item.name: getattr(config, item.name) for item in fields(config)}
+    with openbei.load(options.pop("model_id"), **options) as engine:
+        yield engine
+
+
+@main.command(cls=ConfigCommand)
+@click.argument("file", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("-o", "--output", default="-", type=click.Path(dir_okay=False, allow_dash=True),
+              help="JSONL, or a NumPy array if it ends in .npy; stdout if not set")
+@click.option("--input-format", type=click.Choice(["auto", "lines", "jsonl"]), default="auto", show_default=True,
+              help="auto goes by the suffix, else by the first line: a JSON string or object means jsonl")
+@click.option("--field", default="text", show_default=True, help="Key of the text where a line is a JSON object")
+@click.option("--skip-empty", is_flag=True, help="Leave out lines without text; without this they are an error")
+@click.option("--prompt-name", help="Prompt of the model's own list put before every text")
+@click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale every vector to length 1")
+@click.option("--dimensions", type=click.INT, help="Keep the first N values, before normalising")
+@click.option("--progress/--no-progress", default=None, help="Show a bar on stderr; where stderr is a terminal if not set")
+@config_options(EngineConfig, exclude=SERVING_ONLY)
+def embed(**values: Any) -> None:
+    """Embed FILE, a text a line or JSONL (strings, or objects with a text field); stdin if not set or "-".
+
+    An "index" in the answer is the text's line in FILE, counted from 0. A row of a .npy array is a text in order.
+    """
+
+
+@main.command(cls=ConfigCommand)
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON")
+@config_options(EngineConfig, exclude=[item.name for item in fields(EngineConfig) if item.name not in LOADING_ONLY])
+@click.pass_context
+def info(ctx: click.Context, /, as_json: bool, **values: Any) -> None:
+    """Tell what openbei understands of MODEL, or why it refuses it."""

@@ -1,0 +1,99 @@
+"""What openbei understood of a model or serves, as facts (a dict ready for JSON) and as text for a person.
+
+Owns wording and alignment only; never reads files, loads models or prints.
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from openbei.engine.request import EngineInfo
+from openbei.model.spec import Dense, Model
+from openbei.weights.checkpoint import Checkpoint
+
+Facts = dict[str, Any]
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> Facts:
+    """A checkpoint -> what openbei understood of it; every value is plain JSON."""
+    model, text = checkpoint.model, checkpoint.text
+    return {
+        "model": checkpoint.model_id,
+        "revision": checkpoint.revision,
+        "folder": str(checkpoint.folder),
+        **model_facts(model),
+        "max_input_length": text.max_length,
+        "lower_case": text.lower_case,
+        "prompts": dict(text.prompts),
+    }
+
+
+def model_facts(model: Model) -> Facts:
+    """A model -> its family, sizes, and how tokens become a vector."""
+    spec = model.spec
+    return {
+        "family": spec.family,
+        "parameters": num_parameters(model),
+        "layers": spec.num_layers,
+        "width": spec.width,
+        "heads": spec.num_heads,
+        "ffn_width": spec.ffn_width,
+        "vocab_size": spec.vocab_size,
+        "activation": spec.activation,
+        "positions": spec.num_positions,
+        "pooling": model.pooling,
+        "dense": [_dense(dense) for dense in model.dense],
+        "normalize": model.normalize,
+        "embedding_dim": model.embedding_dim,
+    }
+
+
+def num_parameters(value: Any) -> int:
+    """Values in all arrays below a dataclass, tuple or array."""
+    if isinstance(value, np.ndarray):
+        return value.size
+    if isinstance(value, tuple):
+        return sum(map(num_parameters, value))
+    if is_dataclass(value):
+        return sum(num_parameters(getattr(value, item.name)) for item in fields(value))
+    return 0
+
+
+def table(facts: Mapping[str, Any]) -> str:
+    """Facts -> two aligned columns; what is not set shows as a dash."""
+    width = max(map(len, facts))
+    return "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in facts.items())
+
+
+def size(model: Model) -> str:
+    """A model -> its family and sizes on one line."""
+    spec = model.spec
+    count = num_parameters(model) / 1e6
+    return f"{spec.family}, {spec.num_layers} layers, {spec.width} wide, {count:.1f} million parameters"
+
+
+def curl(url: str, info: EngineInfo, with_key: bool) -> str:
+    """A request to copy and paste."""
+    key = '-H "Authorization: Bearer $API_KEY" ' if with_key else ""
+    body = shlex.quote(f'{{"model": "{info.served_model_name}", "input": "The sky is blue."}}')
+    return f"curl {url}/v1/embeddings {key}-H 'Content-Type: application/json' -d {body}"
+
+
+def _dense(dense: Dense) -> str:
+    rows, columns = dense.linear.weight.shape
+    return f"{columns} -> {rows}, {dense.activation}"
+
+
+def _plain(value: Any) -> str:
+    if value is None or value in ([], {}):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {text!r}" for name, text in value.items())
+    return "; ".join(value) if isinstance(value, list) else str(value)

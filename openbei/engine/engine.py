@@ -1,0 +1,304 @@
+"""The story of a request: submit, tokenise, wait, batch, run, resolve.
+
+Threads: the caller's (submit), the tokenizer's pool, and one thread a lane of the executor. No timer and no
+polling: a lane that becomes free forms its next batch from whatever waits, at once.
+Owns admission, batching and the life of the executor; never touches HTTP, JSON or tensors other than NumPy.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbei.config import EngineConfig
+from openbei.engine.executor import Executor
+from openbei.engine.metrics import Metrics
+from openbei.engine.pending import Pending
+from openbei.engine.queue import Encoding, Queue
+from openbei.engine.request import EngineInfo, Options, Request, Result
+from openbei.engine.settle import default_prompt, describe, limited
+from openbei.engine.tokenizer import Tokenizer, Truncation
+from openbei.errors import (
+    BatchTooLarge,
+    DeadlineExceeded,
+    EmptyInput,
+    InferenceFailed,
+    InvalidInput,
+    Overloaded,
+    RequestError,
+    Unhealthy,
+)
+from openbei.model.spec import pack
+from openbei.weights.checkpoint import Checkpoint
+
+Status = Literal["starting", "ready", "draining", "failed"]
+CHUNK_INPUTS = 256
+WINDOW_INPUTS = 4096
+MAX_RETRY_AFTER_S = 30
+RESTART_PAUSE_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Tokenizer, queue and executor for one model: requests in, futures of results out.
+
+    make_executor is called once to start, and again after an executor raised.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, make_executor: Callable[[], Executor]) -> None:
+        self.config = config
+        self.status: Status = "starting"
+        text = limited(checkpoint.text, config)
+        self._tokenizer = Tokenizer(text)
+        self._prompt = default_prompt(text.prompts, config)
+        self._spec = checkpoint.model.spec
+        self._make_executor = make_executor
+        self._executor = make_executor()
+        self.info = describe(checkpoint, text, config, self._executor)
+        self._changed = threading.Condition()  # guards everything below
+        self._queue: Queue[Pending] = Queue(config.max_queue_tokens, self._is_live)
+        self._num_admitted = 0
+        self._num_running = 0
+        self._alone = False
+        self._closed = False
+        self._tokens_per_s = 1e4
+        self.metrics = Metrics(self.info.max_input_length, self._queue.__len__)
+        self._tokenizers = ThreadPoolExecutor(self.info.tokenization_workers, "tokenizer")
+        self._lanes = [
+            threading.Thread(target=self._serve_lane, name=f"lane-{i}", daemon=True)
+            for i in range(self._executor.num_lanes)
+        ]
+        self.status = "ready"
+        for lane in self._lanes:
+            lane.start()
+
+    # Submit
+
+    def submit(self, request: Request, wait: bool = False) -> Future[Result]:
+        """Request -> future of its Result; cancelling it drops what of it still waits.
+
+        wait: block until there is room, instead of raising Overloaded; for callers in this process.
+        Raises at once Unhealthy, EmptyInput, BatchTooLarge, InvalidInput, Overloaded. The future fails with TooLong,
+        TokenizerFailed, InferenceFailed, DeadlineExceeded, Overloaded (max_queue_tokens).
+        """
+        self.metrics.begun(request)
+        try:
+            prompt = self._check(request)
+            num_permits = min(len(request.inputs), self.config.max_concurrent_requests)
+            self._admit(num_permits, wait)
+        except RequestError as error:
+            self.metrics.failed(request, error)
+            raise
+        pending = Pending(request, time.monotonic())
+        pending.future.add_done_callback(lambda _: self._release(num_permits))
+        pending.future.add_done_callback(lambda future: self._count(request, future))
+        self._tokenizers.submit(self._tokenize, pending, prompt, wait)
+        return pending.future
+
+    def embed(self, texts: Sequence[str], **options: object) -> NDArray[np.float32]:
+        """Texts, any number -> embeddings float32 (B, C). Options as in request.Options; blocks until done."""
+        rows = list(self.embed_stream(texts, Options(**options)))  # type: ignore[arg-type]
+        return np.stack(rows) if rows else np.empty((0, self.info.embedding_dim), np.float32)
+
+    def embed_stream(
+        self, texts: Iterable[str], options: Options | None = None, window: int = WINDOW_INPUTS
+    ) -> Iterator[NDArray[np.float32]]:
+        """Texts -> their embeddings float32 (C,), in order; holds about `window` inputs at a time."""
+        options = options or Options()
+        chunk = min(CHUNK_INPUTS, self.config.max_client_batch_size, window)
+        source, futures = iter(texts), deque[Future[Result]]()
+        try:
+            while inputs := list(islice(source, chunk)):
+                futures.append(self.submit(Request(inputs=inputs, options=options), wait=True))
+                if len(futures) * chunk >= window:
+                    yield from futures.popleft().result().embeddings
+            while futures:
+                yield from futures.popleft().result().embeddings
+        finally:
+            for future in futures:
+                future.cancel()
+
+    # Life
+
+    def drain(self) -> None:
+        """Admit nothing more; what was admitted is still answered."""
+        with self._changed:
+            self.status = "draining"
+
+    def close(self) -> None:
+        """Drain, wait until everything admitted is answered, and stop the threads."""
+        self.drain()
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_admitted == 0)
+            self._closed = True
+            self._changed.notify_all()
+        self._tokenizers.shutdown()
+        for lane in self._lanes:
+            lane.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Admission
+
+    def _check(self, request: Request) -> str | None:
+        """The prompt in force; raises if the request can be refused without looking at its tokens."""
+        options, limit = request.options, self.config.max_client_batch_size
+        if not len(request.inputs) or not all(len(item) for item in request.inputs):
+            raise EmptyInput("inputs must not be empty, and no input may be")
+        if len(request.inputs) > limit:
+            raise BatchTooLarge(f"batch size {len(request.inputs)} > maximum allowed batch size {limit}")
+        if options.dimensions is not None and not 1 <= options.dimensions <= self.info.embedding_dim:
+            raise InvalidInput(f"dimensions must be 1 to {self.info.embedding_dim}, got {options.dimensions}")
+        for item in request.inputs:
+            if not isinstance(item, str) and max(item) >= self.info.vocab_size:
+                raise InvalidInput(f"token id {max(item)} >= vocabulary size {self.info.vocab_size}")
+        if options.prompt_name is None:
+            return self._prompt
+        if options.prompt_name not in self.info.prompts:
+            raise InvalidInput(f"prompt_name is none of the model's prompts: {sorted(self.info.prompts)}")
+        return self.info.prompts[options.prompt_name]
+
+    def _admit(self, num_permits: int, wait: bool) -> None:
+        limit = self.config.max_concurrent_requests
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._num_admitted + num_permits <= limit or self.status != "ready")
+            if self.status != "ready":
+                raise Unhealthy(f"unhealthy: {self.status}")
+            if self._num_admitted + num_permits > limit:
+                raise Overloaded(retry_after_s=self._retry_after_s())
+            self._num_admitted += num_permits
+
+    def _release(self, num_permits: int) -> None:
+        with self._changed:
+            self._num_admitted -= num_permits
+            self._changed.notify_all()
+
+    def _retry_after_s(self) -> int:
+        return int(min(MAX_RETRY_AFTER_S, 1 + self._queue.num_tokens / self._tokens_per_s))
+
+    def _count(self, request: Request, future: Future[Result]) -> None:
+        if future.cancelled():
+            self.metrics.failed(request, CancelledError())
+        elif (error := future.exception()) is not None:
+            self.metrics.failed(request, error)
+
+    # Tokenise
+
+    def _tokenize(self, pending: Pending, prompt: str | None, wait: bool) -> None:
+        try:
+            options = pending.request.options
+            enabled = self.config.auto_truncate if options.truncate is None else options.truncate
+            truncation = Truncation(enabled, options.truncation_direction)
+            token_ids = self._tokenizer.encode(pending.request.inputs, truncation, prompt)
+            pending.tokenized([len(ids) for ids in token_ids], time.monotonic())
+            self._enqueue([Encoding(ids, pending, i) for i, ids in enumerate(token_ids)], pending, wait)
+        except Exception as error:  # the pool would swallow it, and the client would hang
+            pending.fail(error)
+
+    def _enqueue(self, encodings: list[Encoding[Pending]], pending: Pending, wait: bool) -> None:
+        num_tokens = pending.num_tokens
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._queue.has_room(num_tokens) or self.status == "failed")
+            if self.status == "failed":
+                raise InferenceFailed("the executor is down")
+            if not self._queue.has_room(num_tokens):
+                raise Overloaded(retry_after_s=self._retry_after_s())
+            self._queue.put(encodings)
+            self._changed.notify_all()
+
+    # Batch and run
+
+    def _serve_lane(self) -> None:
+        while (taken := self._take()) is not None:
+            encodings, alone = taken
+            try:
+                self._run(encodings, alone)
+            except Exception as error:
+                self._restart(error, encodings)
+            finally:
+                with self._changed:
+                    self._num_running -= 1
+                    self._alone = False
+                    self._changed.notify_all()
+
+    def _take(self) -> tuple[list[Encoding[Pending]], bool] | None:
+        """Wait for work and form a batch; None when the engine is closed."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._closed or (len(self._queue) > 0 and not self._alone))
+                if self._closed:
+                    return None
+                alone = self._num_running == 0 and self._queue.num_tokens <= self.info.max_batch_tokens
+                encodings = self._queue.take(self.info.max_batch_tokens, self.config.max_batch_requests)
+                if encodings:
+                    self._num_running += 1
+                    self._alone = alone
+                    return encodings, alone
+
+    def _run(self, encodings: list[Encoding[Pending]], alone: bool) -> None:
+        begin_s = time.monotonic()
+        batch = pack(self._spec, [encoding.token_ids for encoding in encodings])
+        vectors = self._executor.run(batch, alone)
+        end_s = time.monotonic()
+        self._tokens_per_s = batch.num_tokens / (end_s - begin_s) * len(self._lanes)
+        self.metrics.batch_formed(len(encodings), batch.num_tokens)
+        finished = []
+        with self._changed:  # a request's inputs may finish on two lanes at once
+            for encoding, vector in zip(encodings, vectors, strict=True):
+                if encoding.owner.add(encoding.index, vector, begin_s, end_s):
+                    finished.append(encoding.owner)
+        for pending in finished:
+            self._resolve(pending)
+
+    def _resolve(self, pending: Pending) -> None:
+        result = pending.resolve(time.monotonic())
+        if result is not None:
+            self.metrics.succeeded(pending.request, result, pending.times)
+
+    def _is_live(self, pending: Pending) -> bool:
+        deadline_s = pending.request.deadline_s
+        if deadline_s is not None and time.monotonic() > deadline_s:
+            pending.fail(DeadlineExceeded("the request's deadline passed before inference began"))
+        return not pending.future.done()
+
+    # Recover
+
+    def _restart(self, error: Exception, encodings: list[Encoding[Pending]]) -> None:
+        """The executor raised: fail what waits, then make another; status is "failed" until one stands."""
+        log.error("executor failed: %s; restarting it", error, exc_info=error)
+        with self._changed:
+            first = self.status != "failed"
+            draining, self.status = self.status == "draining", "failed"
+            lost = {encoding.owner for encoding in (*encodings, *self._queue.clear())}
+            self._changed.notify_all()
+        for pending in lost:
+            pending.fail(InferenceFailed(f"inference failed: {error}"))
+        if first:  # another lane that fails meanwhile leaves the mending to this one
+            self._executor = self._make_executor_until_it_stands()
+            with self._changed:
+                self.status = "draining" if draining else "ready"
+                self._changed.notify_all()
+
+    def _make_executor_until_it_stands(self) -> Executor:
+        attempt = 0
+        while True:
+            time.sleep(RESTART_PAUSE_S[min(attempt, len(RESTART_PAUSE_S) - 1)])
+            try:
+                return self._make_executor()
+            except Exception:
+                attempt += 1
+                log.exception("executor did not start, attempt %d", attempt)

@@ -1,0 +1,99 @@
+"""An executor owns one device and one model, and runs a Batch. Here: the CPU, through OpenVINO.
+
+Owns precision and the split of cores into streams; never touches requests, queues or time.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbei.config import DType
+from openbei.errors import ConfigError
+from openbei.model.ops.openvino import CompileOptions, compile_model, native_bfloat16
+from openbei.model.spec import Batch, Model, pack
+
+WARM_UP_TOKENS = (16, 128)
+
+
+class Executor(Protocol):
+    """What the engine asks of a device.
+
+    num_lanes: batches that run well at once. max_batch_tokens: the size of batch that fills a lane.
+    """
+
+    num_lanes: int
+    max_batch_tokens: int
+    dtype: str
+    device: str
+
+    def run(self, batch: Batch, alone: bool) -> NDArray[np.float32]:
+        """Batch -> pooled vectors (B, embedding_dim), not normalised.
+
+        alone: nothing else runs or will until this returns, so the whole device may work on it.
+        """
+        ...
+
+
+class CpuExecutor:
+    """One OpenVINO stream a core for throughput, and all cores on one batch when it is alone."""
+
+    max_batch_tokens = 512
+
+    def __init__(self, model: Model, dtype: DType = "auto") -> None:
+        self.dtype = choose_dtype(dtype)
+        self.num_lanes = count_cores()
+        self.device = f"cpu, {self.num_lanes} streams"
+        self._streams = compile_model(model, CompileOptions(self.dtype, self.num_lanes, self.num_lanes))
+        self._whole = self._streams
+        if self.num_lanes > 1:
+            self._whole = compile_model(model, CompileOptions(self.dtype, 1, self.num_lanes))
+        self._warm_up(model)
+
+    def run(self, batch: Batch, alone: bool) -> NDArray[np.float32]:
+        """Batch -> (B, embedding_dim); threads may call it at once, one a lane."""
+        return (self._whole if alone else self._streams).run(batch)
+
+    def _warm_up(self, model: Model) -> None:
+        for num_tokens in WARM_UP_TOKENS:
+            length = min(num_tokens, model.spec.max_length)
+            self._whole.run(pack(model.spec, [[0] * length]))
+
+
+def choose_dtype(dtype: DType) -> Literal["float32", "bfloat16"]:
+    """The precision to compute in: auto takes bfloat16 where the CPU has it. Raises ConfigError."""
+    if dtype == "float32":
+        return "float32"
+    if native_bfloat16():
+        return "bfloat16"
+    if dtype == "bfloat16":
+        raise ConfigError(
+            "dtype bfloat16 needs a CPU with AVX512-BF16, AMX or Arm BF16; this one has none: use float32"
+        )
+    return "float32"
+
+
+def count_cores() -> int:
+    """Physical cores that this process may use: affinity and the container's quota counted, at least 1."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {_siblings(cpu) for cpu in allowed}
+    return max(1, min(len(cores), _quota()))
+
+
+def _siblings(cpu: int) -> str:
+    """Name of the physical core that a logical CPU is a thread of; the CPU itself where the system does not say."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    """CPUs that the control group allows, rounded up; a large number where there is no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        return 1 << 16

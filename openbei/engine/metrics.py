@@ -1,0 +1,219 @@
+"""Every metric of openbei, declared once with TEI's exact names, and their Prometheus text.
+
+Owns the counts, the buckets and the text format (version 0.0.4); never touches HTTP, batches or tensors.
+The text is written here and not by prometheus_client, because that library puts `_total` behind every
+counter's name while TEI's dashboards ask for the bare one. All methods may be called from any thread.
+"""
+
+import math
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from typing import NamedTuple
+
+from openbei.engine.request import Request, Result
+from openbei.errors import EmptyInput, answer
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+METHODS = ("single", "batch")
+FAILURES = (
+    "validation",
+    "batch_size",
+    "overloaded",
+    "tokenization",
+    "inference",
+    "model_type",
+    "dropped",
+    "missing_values",
+)
+
+DURATION_BUCKETS = tuple(1e-5 * 1.5**k for k in range(1, 36))  # seconds: 1.5e-5 to 14.56
+STEPS = ("", "_tokenization", "_queue", "_inference")
+
+
+class InputTimes(NamedTuple):
+    """Where the time of one input went, in seconds, and its tokens after truncation."""
+
+    tokenization_s: float
+    queue_s: float
+    inference_s: float
+    total_s: float
+    num_tokens: int
+
+    @property
+    def steps(self) -> tuple[float, float, float, float]:
+        """Seconds in the order of STEPS: total, tokenization, queue, inference."""
+        return self.total_s, self.tokenization_s, self.queue_s, self.inference_s
+
+
+class Counter:
+    """A number that only grows, one for each value of its label (or a single one without)."""
+
+    kind = "counter"
+
+    def __init__(self, name: str, text: str, label: str = "", values: Sequence[str] = ("",)) -> None:
+        self.name, self.text, self.label = name, text, label
+        self.counts = dict.fromkeys(values, 0)
+
+    def add(self, count: int = 1, value: str = "") -> None:
+        """Count more of one label value."""
+        self.counts[value] += count
+
+    def samples(self) -> Iterator[tuple[str, float]]:
+        """Series name with its label -> its number."""
+        for value, count in self.counts.items():
+            yield self.name + (f'{{{self.label}="{value}"}}' if self.label else ""), count
+
+
+class Gauge:
+    """A number that is asked for when the text is written."""
+
+    kind = "gauge"
+
+    def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
+        self.name, self.text, self.read = name, text, read
+
+    def samples(self) -> Iterator[tuple[str, float]]:
+        """The one series and its number now."""
+        yield self.name, self.read()
+
+
+class Histogram:
+    """How many observations were at most each bound, their number and their sum."""
+
+    kind = "histogram"
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+        self.name, self.text, self.bounds = name, text, tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value in the first bucket whose bound it does not exceed."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def samples(self) -> Iterator[tuple[str, float]]:
+        """The cumulative buckets, the sum and the count."""
+        total = 0
+        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
+            total += count
+            yield f'{self.name}_bucket{{le="{number(bound)}"}}', total
+        yield f"{self.name}_sum", self.sum
+        yield f"{self.name}_count", total
+
+
+Metric = Counter | Gauge | Histogram
+
+
+class Metrics:
+    """What the engine counts. Times are seconds, lengths are tokens.
+
+    max_input_length: tokens, ends the buckets of te_request_input_length. queue_size: inputs waiting now.
+    """
+
+    def __init__(self, max_input_length: int, queue_size: Callable[[], int]) -> None:
+        self._lock = threading.Lock()
+        lengths = [2**k for k in range(20) if 2**k <= max_input_length]
+        self.request_count = Counter("te_request_count", "Requests begun", "method", METHODS)
+        self.request_success = Counter("te_request_success", "Requests answered", "method", METHODS)
+        self.request_failure = Counter("te_request_failure", "Requests failed", "err", FAILURES)
+        self.embed_count = Counter("te_embed_count", "Inputs to embed begun")
+        self.embed_success = Counter("te_embed_success", "Inputs embedded")
+        self.predict_count = Counter("te_predict_count", "Inputs to predict or rerank begun")
+        self.predict_success = Counter("te_predict_success", "Inputs predicted or reranked")
+        self.queue_size = Gauge("te_queue_size", "Inputs waiting", queue_size)
+        self.request_times = durations(
+            "te_request", "a request that was answered; of its steps, the mean of its inputs"
+        )
+        self.embed_times = durations("te_embed", "one input that was embedded")
+        self.predict_times = durations("te_predict", "one input that was predicted or reranked")
+        self.input_length = Histogram("te_request_input_length", "Tokens of an input after truncation", lengths)
+        self.batch_size = Histogram("te_batch_next_size", "Inputs in a batch", [2**k for k in range(13)])
+        self.batch_tokens = Histogram("te_batch_next_tokens", "Tokens in a batch", [2**k for k in range(21)])
+
+    def begun(self, request: Request) -> None:
+        """Count a request and its inputs, before anything is checked."""
+        with self._lock:
+            self.request_count.add(value=method(request))
+            self.embed_count.add(len(request.inputs))
+
+    def succeeded(self, request: Request, result: Result, inputs: Sequence[InputTimes]) -> None:
+        """Count an answered request with its times, and each input with its own."""
+        times = result.timings
+        request_steps = (times.total_s, times.tokenization_s, times.queue_s, times.inference_s)
+        with self._lock:
+            self.request_success.add(value=method(request))
+            self.embed_success.add(len(inputs))
+            observe_all(self.request_times, request_steps)
+            for one in inputs:
+                observe_all(self.embed_times, one.steps)
+                self.input_length.observe(one.num_tokens)
+
+    def failed(self, request: Request, error: BaseException) -> None:
+        """Count a failed request under TEI's word for the error; what TEI has no word for is not counted."""
+        err = failure(request, error)
+        if err is not None:
+            with self._lock:
+                self.request_failure.add(value=err)
+
+    def batch_formed(self, num_inputs: int, num_tokens: int) -> None:
+        """Count a batch that is about to run."""
+        with self._lock:
+            self.batch_size.observe(num_inputs)
+            self.batch_tokens.observe(num_tokens)
+
+    def render(self) -> bytes:
+        """All metrics -> Prometheus text, UTF-8.
+
+        Takes no lock: the queue size is read from the engine, which may be counting under a lock of its own.
+        """
+        return "".join(exposition(metric) for metric in self._all()).encode()
+
+    def _all(self) -> Iterator[Metric]:
+        for entry in vars(self).values():
+            if isinstance(entry, Metric):
+                yield entry
+            elif isinstance(entry, tuple):
+                yield from entry
+
+
+def durations(prefix: str, what: str) -> tuple[Histogram, ...]:
+    """One histogram of seconds for each of STEPS."""
+    return tuple(Histogram(f"{prefix}{step}_duration", f"Seconds of {what}", DURATION_BUCKETS) for step in STEPS)
+
+
+def observe_all(histograms: Iterable[Histogram], values: Iterable[float]) -> None:
+    """Each histogram observes its value."""
+    for histogram, value in zip(histograms, values, strict=True):
+        histogram.observe(value)
+
+
+def method(request: Request) -> str:
+    """TEI's label: one input is single, any other number is batch."""
+    return "single" if len(request.inputs) == 1 else "batch"
+
+
+def failure(request: Request, error: BaseException) -> str | None:
+    """Error -> its `err` label; TEI counts an empty text among texts as tokenization, an empty list as validation."""
+    if isinstance(error, CancelledError):
+        return "dropped"
+    if isinstance(error, EmptyInput) and len(request.inputs) > 0:
+        return "tokenization"
+    return answer(error).metric
+
+
+def exposition(metric: Metric) -> str:
+    """One metric -> its HELP, TYPE and sample lines."""
+    lines = [f"# HELP {metric.name} {metric.text}.", f"# TYPE {metric.name} {metric.kind}"]
+    lines += [f"{name} {number(value)}" for name, value in metric.samples()]
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float) -> str:
+    """A number as Prometheus writes it: infinity is +Inf, whole numbers have no point."""
+    if value == math.inf:
+        return "+Inf"
+    return str(int(value)) if value == int(value) else repr(value)

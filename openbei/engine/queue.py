@@ -1,0 +1,124 @@
+"""The bounded waiting room: encodings in, batches of neighbours in length out.
+
+Owns the order in which inputs are computed; never touches threads, tensors or clocks of its own (time is given).
+Not locked: the engine calls it under its own lock.
+"""
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Owner = TypeVar("Owner")
+
+
+@dataclass(slots=True, eq=False)
+class Encoding(Generic[Owner]):
+    """Token ids of one input: `index` among the inputs of its `owner`."""
+
+    token_ids: Sequence[int]
+    owner: Owner
+    index: int
+    arrival: int = field(default=-1, init=False)
+    waiting: bool = field(default=False, init=False)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Place in the order by length; arrivals break ties."""
+        return len(self.token_ids), self.arrival
+
+
+class Queue(Generic[Owner]):
+    """Waits in order of arrival, leaves in batches of like length.
+
+    is_live(owner) says whether an owner still wants its answer (not cancelled, not expired); encodings of others
+    are dropped when a batch is formed. num_tokens counts all that wait.
+    """
+
+    def __init__(self, max_tokens: int, is_live: Callable[[Owner], bool]) -> None:
+        self.max_tokens = max_tokens
+        self.num_tokens = 0
+        self._is_live = is_live
+        self._by_length: list[tuple[tuple[int, int], Encoding[Owner]]] = []
+        self._by_arrival: deque[Encoding[Owner]] = deque()
+        self._num_arrived = 0
+
+    def __len__(self) -> int:
+        return len(self._by_length)
+
+    def has_room(self, num_tokens: int) -> bool:
+        """True if num_tokens more may wait; an empty queue takes any one request, however large."""
+        return not self._by_length or self.num_tokens + num_tokens <= self.max_tokens
+
+    def put(self, encodings: Sequence[Encoding[Owner]]) -> None:
+        """Add encodings, the youngest of all that wait."""
+        for encoding in encodings:
+            encoding.arrival, encoding.waiting = self._num_arrived, True
+            self._num_arrived += 1
+            self._by_arrival.append(encoding)
+            insort(self._by_length, (encoding.key, encoding))
+            self.num_tokens += len(encoding.token_ids)
+
+    def take(self, max_batch_tokens: int, max_batch_requests: int | None = None) -> list[Encoding[Owner]]:
+        """Remove and return the oldest live encoding with its nearest neighbours in length.
+
+        Together at most max_batch_tokens tokens and max_batch_requests encodings, but always the oldest, even
+        if it alone is longer: nobody starves. Empty if nothing live waits.
+        """
+        oldest = self._oldest()
+        if oldest is None:
+            return []
+        place = bisect_left(self._by_length, (oldest.key,))
+        below, above = place - 1, place + 1
+        batch, room = [oldest], max_batch_tokens - len(oldest.token_ids)
+        while max_batch_requests is None or len(batch) < max_batch_requests:
+            nearest = self._nearer(below, above, len(oldest.token_ids))
+            if nearest is None or len(self._by_length[nearest][1].token_ids) > room:
+                break
+            encoding = self._by_length[nearest][1]
+            below, above = (below - 1, above) if nearest == below else (below, above + 1)
+            if self._is_live(encoding.owner):
+                batch.append(encoding)
+                room -= len(encoding.token_ids)
+            else:
+                self._forget(encoding)
+        for encoding in batch:
+            self._forget(encoding)
+        del self._by_length[below + 1 : above]
+        return batch
+
+    def clear(self) -> list[Encoding[Owner]]:
+        """Remove and return all that wait."""
+        everything = [encoding for _, encoding in self._by_length]
+        for encoding in everything:
+            self._forget(encoding)
+        self._by_length.clear()
+        self._by_arrival.clear()
+        return everything
+
+    def _oldest(self) -> Encoding[Owner] | None:
+        while self._by_arrival:
+            oldest = self._by_arrival[0]
+            if oldest.waiting and self._is_live(oldest.owner):
+                return oldest
+            self._by_arrival.popleft()
+            if oldest.waiting:
+                del self._by_length[bisect_left(self._by_length, (oldest.key,))]
+                self._forget(oldest)
+        return None
+
+    def _nearer(self, below: int, above: int, length: int) -> int | None:
+        """Of two places at the edge of the window, the one whose length is nearer; None past both ends."""
+        if below < 0 and above >= len(self._by_length):
+            return None
+        if below < 0:
+            return above
+        if above >= len(self._by_length):
+            return below
+        shorter, longer = self._by_length[below][0][0], self._by_length[above][0][0]
+        return below if length - shorter < longer - length else above
+
+    def _forget(self, encoding: Encoding[Owner]) -> None:
+        encoding.waiting = False
+        self.num_tokens -= len(encoding.token_ids)

@@ -1,0 +1,52 @@
+"""EngineConfig and Checkpoint -> the facts that an engine runs by: limits, prompts, names.
+
+Owns which of a flag and a model's file wins; never touches requests or threads.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from openbei.config import EngineConfig
+from openbei.engine.executor import Executor
+from openbei.engine.request import EngineInfo
+from openbei.errors import ConfigError
+from openbei.weights.checkpoint import Checkpoint, TextSpec
+
+
+def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, executor: Executor) -> EngineInfo:
+    """What will be served, for /info and the start banner."""
+    return EngineInfo(
+        model_id=checkpoint.model_id,
+        revision=checkpoint.revision,
+        served_model_name=config.served_model_name or checkpoint.model_id,
+        dtype=executor.dtype,
+        device=executor.device,
+        pooling=checkpoint.model.pooling,
+        embedding_dim=checkpoint.model.embedding_dim,
+        vocab_size=checkpoint.model.spec.vocab_size,
+        max_input_length=text.max_length,
+        max_batch_tokens=config.max_batch_tokens or executor.max_batch_tokens,
+        tokenization_workers=config.tokenization_workers or os.cpu_count() or 1,
+        prompts=text.prompts,
+    )
+
+
+def limited(text: TextSpec, config: EngineConfig) -> TextSpec:
+    """The model's length limit, lowered to max_batch_tokens where that was asked for and texts may be cut."""
+    limit = config.max_batch_tokens
+    if limit is None or limit >= text.max_length:
+        return text
+    if not config.auto_truncate:
+        raise ConfigError(f"max_batch_tokens {limit} < max_input_length {text.max_length} needs auto_truncate")
+    return replace(text, max_length=limit)
+
+
+def default_prompt(prompts: Mapping[str, str], config: EngineConfig) -> str | None:
+    """The text put before every input that names no prompt of its own, if any. Raises ConfigError."""
+    name = config.default_prompt_name
+    if name is None:
+        return config.default_prompt
+    if name not in prompts:
+        raise ConfigError(f"default_prompt_name {name!r} is not a prompt of this model; it has {sorted(prompts)}")
+    return prompts[name]

@@ -1,0 +1,36 @@
+"""EngineConfig -> a running Engine: reads the model, then starts an executor on it.
+
+Owns the order of start-up; never touches requests.
+"""
+
+from pathlib import Path
+
+from openbei.config import EngineConfig, PoolingFlag
+from openbei.engine.engine import Engine
+from openbei.engine.executor import CpuExecutor
+from openbei.model.spec import Pooling
+from openbei.weights.checkpoint import Checkpoint
+from openbei.weights.load import LoadOptions, load
+
+POOLING_FLAGS: dict[PoolingFlag, Pooling] = {"cls": "cls", "mean": "mean", "last-token": "last_token"}
+
+
+def open_engine(config: EngineConfig) -> Engine:
+    """Read the model that config names and start an Engine on it. Raises ModelError, ConfigError."""
+    checkpoint = load(config.model_id, load_options(config))
+    return start(checkpoint, config)
+
+
+def start(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
+    """A read model -> an Engine on the CPU, warmed up and ready. Raises ConfigError, ModelError."""
+    return Engine(checkpoint, config, lambda: CpuExecutor(checkpoint.model, config.dtype))
+
+
+def load_options(config: EngineConfig) -> LoadOptions:
+    """The part of the config that says which files to read."""
+    return LoadOptions(
+        revision=config.revision,
+        pooling=POOLING_FLAGS[config.pooling] if config.pooling else None,
+        hf_token=config.hf_token,
+        cache_dir=Path(config.huggingface_hub_cache) if config.huggingface_hub_cache else None,
+    )

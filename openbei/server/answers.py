@@ -1,0 +1,92 @@
+"""What a client gets: JSON, the compute headers, and the one place that turns any exception into a body.
+
+Owns status codes and response headers; never touches what was asked or how it was computed.
+"""
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import orjson
+from starlette.responses import Response
+
+from openbei import errors
+from openbei.engine.request import Result
+from openbei.server.route import Call, Dialect
+from openbei.wire.openai import OpenAIError
+from openbei.wire.tei import TEIError
+
+logger = logging.getLogger("openbei.server")
+
+CLIENT_GONE = 499  # never sent; it is what the log says of a client that hung up
+MAX_RETRY_AFTER_S = 30
+
+COMPUTE_HEADERS = (
+    "x-compute-type",
+    "x-compute-time",
+    "x-compute-characters",
+    "x-compute-tokens",
+    "x-total-time",
+    "x-tokenization-time",
+    "x-queue-time",
+    "x-inference-time",
+)
+
+
+def to_json(value: Any) -> bytes:
+    """Plain values, dataclasses and C-contiguous float32 arrays -> JSON; floats in their shortest float32 form."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A value -> its JSON answer."""
+    return Response(to_json(value), status, headers, media_type="application/json")
+
+
+def vectors(result: Result) -> Any:
+    """Result -> its float32 (N, dimensions) array with rows end to end, as the JSON writer needs them."""
+    return np.ascontiguousarray(result.embeddings, np.float32)
+
+
+def computed(call: Call, result: Result) -> dict[str, str]:
+    """The headers that tell what an answer cost: whole milliseconds, rounded down."""
+    times, usage = result.timings, result.usage
+    total_ms = str(int((time.monotonic() - call.arrived_s) * 1000))
+    device = "cpu" if call.engine.info.device.startswith("cpu") else "gpu"
+    steps_s = (times.tokenization_s, times.queue_s, times.inference_s)
+    values = (
+        f"{device}+optimized",
+        total_ms,
+        str(usage.num_characters),
+        str(usage.num_tokens),
+        total_ms,
+        *(str(int(seconds * 1000)) for seconds in steps_s),
+    )
+    return dict(zip(COMPUTE_HEADERS, values, strict=True))
+
+
+def failed(error: Exception, dialect: Dialect) -> Response:
+    """Any exception -> its answer in the route's dialect; the message of a bug stays in the log."""
+    row = errors.answer(error)
+    bug = row is errors.ANSWERS[errors.InternalError]
+    if bug:
+        logger.error("internal error", exc_info=error)
+    message = "internal error" if bug else str(error)
+    body: OpenAIError | TEIError = (
+        OpenAIError(message=message, code=row.status, type=row.type) if dialect == "openai" else TEIError(message, row.type)
+    )
+    return json_answer(body, row.status, error_headers(error))
+
+
+def error_headers(error: Exception) -> dict[str, str]:
+    """What some errors say beside their body: how to authorize, what is allowed, when to come again."""
+    match error:
+        case errors.Unauthorized():
+            return {"www-authenticate": "Bearer"}
+        case errors.MethodNotAllowed():
+            return {"allow": ", ".join(error.allow)}
+        case errors.Overloaded() | errors.Unhealthy():
+            return {"retry-after": str(min(max(1, error.retry_after_s), MAX_RETRY_AFTER_S))}
+        case _:
+            return {}

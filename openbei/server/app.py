@@ -1,0 +1,131 @@
+"""The ASGI app: from the routes' table to an answer for every request, whatever goes wrong on the way.
+
+Owns dispatch, request ids and CORS; knows no server program, no dialect and no sockets.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from openbei.config import ServerConfig
+from openbei.errors import MethodNotAllowed, NotFound
+from openbei.server import docs
+from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed
+from openbei.server.intake import check_key, read
+from openbei.server.route import Call, Route
+from openbei.server.routes import openai, status, tei
+
+if TYPE_CHECKING:
+    from openbei.engine.engine import Engine
+
+logger = logging.getLogger("openbei.server")
+
+REQUEST_ID = "x-request-id"
+CUSTOMER_REQUEST_ID = "x-baseten-customer-request-id"
+EXPOSED_HEADERS = (*COMPUTE_HEADERS, "retry-after", REQUEST_ID, CUSTOMER_REQUEST_ID)
+
+
+def create_app(engine: "Engine", config: ServerConfig) -> ASGIApp:
+    """Engine -> an ASGI app that serves it; HTTP only, it has no start or stop of its own."""
+    routes = (*openai.ROUTES, *tei.ROUTES, *status.ROUTES)
+    table = Table((*routes, *docs.routes(routes)))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        call = Call(engine, config, HTTPRequest(scope, receive), time.monotonic())
+        response = await respond(call, table)
+        log(call, response.status_code)
+        await response(scope, receive, send)
+
+    return with_request_id(with_cors(app, config.cors_allow_origin))
+
+
+class Table:
+    """Path -> Route. A path that ends in `{id}` also takes what follows, slashes included."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        paths = [(path, route) for route in routes for path in route.path]
+        self.exact = {path: route for path, route in paths if not path.endswith("{id}")}
+        self.prefixes = [(path.removesuffix("{id}"), route) for path, route in paths if path.endswith("{id}")]
+
+    def find(self, path: str) -> Route | None:
+        """The route of a path, whatever the method; None if there is none."""
+        if path in self.exact:
+            return self.exact[path]
+        return next((route for prefix, route in self.prefixes if path.startswith(prefix)), None)
+
+
+async def respond(call: Call, table: Table) -> Response:
+    """A call -> its answer; every exception becomes one, in the dialect of the path."""
+    route = table.find(call.http.scope["path"])
+    try:
+        if route is None:
+            raise NotFound("no such path")
+        return await handle(call, route)
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_GONE)
+    except Exception as error:
+        return failed(error, route.dialect if route else "tei")
+
+
+async def handle(call: Call, route: Route) -> Response:
+    """A call on its route: method, key, body, then the route's own handler."""
+    method = call.http.method
+    if method not in route.methods:
+        raise MethodNotAllowed(f"{', '.join(route.methods)} is allowed here", route.methods)
+    if route.keyed:
+        check_key(call.http.headers, call.config.api_key)
+    body = None
+    if route.body is not None:
+        body = await read(call.http, route.body, call.config.payload_limit)
+    return await route.handler(call, body)
+
+
+def log(call: Call, status: int) -> None:
+    """One line a request: quiet for what went well, louder for what did not."""
+    level = logging.DEBUG if status < 400 else logging.INFO if status < 500 else logging.WARNING
+    if logger.isEnabledFor(level):
+        headers, elapsed_ms = call.http.headers, (time.monotonic() - call.arrived_s) * 1000
+        names = [f" {name}={headers[name]!r}" for name in (REQUEST_ID, CUSTOMER_REQUEST_ID) if name in headers]
+        logger.log(
+            level, "%s %r %d %.1f ms%s", call.http.method, call.http.scope["path"], status, elapsed_ms, "".join(names)
+        )
+
+
+def with_request_id(app: ASGIApp) -> ASGIApp:
+    """Every answer carries the x-request-id it came with, or a new one, and the customer's id if there was one."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError(f"only HTTP is served here, not {scope['type']}")
+        sent = HTTPRequest(scope).headers
+        ids = {name: sent[name] for name in (REQUEST_ID, CUSTOMER_REQUEST_ID) if name in sent}
+        ids.setdefault(REQUEST_ID, str(uuid.uuid4()))
+
+        async def send_with_ids(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(ids)
+            await send(message)
+
+        await app(scope, receive, send_with_ids)
+
+    return wrapped
+
+
+def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Browsers may call from these origins, or from any if none is named, with a key and with their SDK's headers."""
+    return CORSMiddleware(
+        app,
+        allow_origins=tuple(origins) or ("*",),
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=EXPOSED_HEADERS,
+    )

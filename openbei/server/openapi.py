@@ -1,0 +1,72 @@
+"""The routes' table -> an OpenAPI 3.1 document. Owns no shape: bodies come from wire, statuses from errors."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from openbei.errors import ANSWERS
+from openbei.server.answers import COMPUTE_HEADERS
+from openbei.server.route import Route
+from openbei.wire.openai import OpenAIError
+from openbei.wire.tei import TEIError
+
+Json = dict[str, Any]
+Schemas = Mapping[Any, Json]
+
+ERROR_BODIES: dict[str, type] = {"openai": OpenAIError, "tei": TEIError}
+KEY = {"type": "http", "scheme": "bearer", "description": "Only where the server was started with --api-key."}
+
+
+def document(routes: Sequence[Route], version: str) -> Json:
+    """All routes under all their paths -> the OpenAPI document, as plain values."""
+    kinds = {kind for route in routes for kind in (route.body, route.answer) if kind is not None}
+    kinds.update(ERROR_BODIES.values())
+    inline, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    schemas = dict(zip(kinds, inline, strict=True))
+    paths = {path: {r.method.lower(): operation(r, path, schemas)} for r in routes for path in r.path}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "openbei", "version": version, "description": "Embeddings, as OpenAI and TEI serve them."},
+        "paths": paths,
+        "components": {"schemas": dict(sorted(components.items())), "securitySchemes": {"key": KEY}},
+    }
+
+
+def operation(route: Route, path: str, schemas: Schemas) -> Json:
+    """One route at one of its paths -> its entry."""
+    entry: Json = {
+        "operationId": f"{route.method.lower()}{re.sub(r'[^a-zA-Z0-9]+', '_', path)}",
+        "summary": route.summary if path == route.path[0] else f"Same as {route.path[0]}",
+        "responses": responses(route, schemas),
+    }
+    if "{id}" in path:
+        entry["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if route.body is not None:
+        entry["requestBody"] = {"required": True, "content": content(route.body, schemas)}
+    if route.keyed:
+        entry["security"] = [{"key": []}, {}]
+    return entry
+
+
+def responses(route: Route, schemas: Schemas) -> Json:
+    """The answer of a route and its errors, by status."""
+    success: Json = {"description": "The answer."}
+    if route.answer is not None:
+        success["content"] = content(route.answer, schemas)
+    else:
+        success["content"] = {route.media_type: {"schema": {"type": "string"}}}
+    if route.body is not None:
+        success["headers"] = {name: {"schema": {"type": "string"}} for name in COMPUTE_HEADERS}
+    body = content(ERROR_BODIES[route.dialect], schemas)
+    reasons: dict[str, list[str]] = {}
+    for error in route.raises:
+        reasons.setdefault(str(ANSWERS[error].status), []).append(error.__doc__ or error.__name__)
+    failures = {status: {"description": " ".join(texts), "content": body} for status, texts in sorted(reasons.items())}
+    return {"200": success, **failures}
+
+
+def content(kind: Any, schemas: Schemas) -> Json:
+    """A JSON body of one type."""
+    return {"application/json": {"schema": schemas[kind]}}

@@ -1,0 +1,77 @@
+"""OpenAI's routes: a translation between its bodies and the engine's words, and nothing else."""
+
+import base64
+import time
+from typing import Any
+
+from starlette.responses import Response
+
+from openbei.errors import NotFound, Unauthorized
+from openbei.server.answers import computed, json_answer, vectors
+from openbei.server.intake import answered, engine_request
+from openbei.server.route import EMBED_ERRORS, Call, Route
+from openbei.wire.inputs import as_batch
+from openbei.wire.openai import Embedding, Embeddings, EmbeddingsRequest, Model, Models, Usage
+
+STARTED_S = int(time.time())
+
+
+async def embeddings(call: Call, body: EmbeddingsRequest) -> Response:
+    """POST /v1/embeddings."""
+    result = await answered(call, engine_request(call, as_batch(body.input), body))
+    rows: Any = vectors(result)
+    if body.encoding_format == "base64":
+        rows = [base64.b64encode(row).decode("ascii") for row in rows.astype("<f4", copy=False)]
+    answer = Embeddings(
+        data=[Embedding(index=index, embedding=row) for index, row in enumerate(rows)],
+        model=call.engine.info.served_model_name,
+        usage=Usage(prompt_tokens=result.usage.num_tokens, total_tokens=result.usage.num_tokens),
+    )
+    return json_answer(answer, headers=computed(call, result))
+
+
+async def models(call: Call, _: None) -> Response:
+    """GET /v1/models."""
+    return json_answer(Models(data=[served(call)]))
+
+
+async def model(call: Call, _: None) -> Response:
+    """GET /v1/models/{id}: the id may hold slashes, raw or as %2F."""
+    if call.http.scope["path"].removeprefix("/v1/models/") != call.engine.info.served_model_name:
+        raise NotFound(f"no such model here; {call.engine.info.served_model_name} is served")
+    return json_answer(served(call))
+
+
+def served(call: Call) -> Model:
+    """The one model of this server."""
+    return Model(id=call.engine.info.served_model_name, created=STARTED_S)
+
+
+ROUTES = (
+    Route(
+        path=("/v1/embeddings", "/embeddings"),
+        handler=embeddings,
+        summary="Embed texts or token ids (OpenAI)",
+        method="POST",
+        body=EmbeddingsRequest,
+        answer=Embeddings,
+        dialect="openai",
+        raises=EMBED_ERRORS,
+    ),
+    Route(
+        path=("/v1/models",),
+        handler=models,
+        summary="List the served model",
+        answer=Models,
+        dialect="openai",
+        raises=(Unauthorized,),
+    ),
+    Route(
+        path=("/v1/models/{id}",),
+        handler=model,
+        summary="Describe the served model",
+        answer=Model,
+        dialect="openai",
+        raises=(Unauthorized, NotFound),
+    ),
+)

@@ -1,0 +1,69 @@
+"""What the server says of itself: /info, /health, /metrics. Never waits for the engine."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from starlette.responses import Response
+
+from openbei.errors import Unauthorized, Unhealthy
+from openbei.server.answers import json_answer
+from openbei.server.route import Call, Route
+from openbei.wire.tei import EmbeddingModel, Health, Info, ModelType
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def info(call: Call, _: None) -> Response:
+    """GET /info."""
+    config, facts = call.engine.config, call.engine.info
+    answer = Info(
+        model_id=facts.model_id,
+        model_sha=facts.revision,
+        model_dtype=facts.dtype,
+        served_model_name=facts.served_model_name,
+        model_type=ModelType(EmbeddingModel(facts.pooling)),
+        max_concurrent_requests=config.max_concurrent_requests,
+        max_input_length=facts.max_input_length,
+        max_batch_tokens=facts.max_batch_tokens,
+        max_batch_requests=config.max_batch_requests,
+        max_client_batch_size=config.max_client_batch_size,
+        auto_truncate=config.auto_truncate,
+        tokenization_workers=facts.tokenization_workers,
+        version=openbei_version(),
+    )
+    return json_answer(answer)
+
+
+def openbei_version() -> str:
+    """The version that is installed; a source tree that is not has none."""
+    try:
+        return version("openbei")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+async def health(call: Call, _: None) -> Response:
+    """GET /health: the body is there because BEI's own client cannot read an empty one."""
+    if call.engine.status != "ready":
+        raise Unhealthy(f"unhealthy: {call.engine.status}")
+    return json_answer(Health())
+
+
+async def metrics(call: Call, _: None) -> Response:
+    """GET /metrics."""
+    return Response(call.engine.metrics.render(), headers={"content-type": METRICS_TYPE})
+
+
+ROUTES = (
+    Route(path=("/info",), handler=info, summary="What is served, within which limits", answer=Info, raises=(Unauthorized,)),
+    Route(
+        path=("/health", "/ping", "/"),
+        handler=health,
+        summary="Whether requests are answered",
+        answer=Health,
+        keyed=False,
+        raises=(Unhealthy,),
+    ),
+    Route(
+        path=("/metrics",), handler=metrics, summary="Prometheus metrics", media_type="text/plain", keyed=False
+    ),
+)

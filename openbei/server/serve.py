@@ -1,0 +1,106 @@
+"""The server program: listen, tell the address, run until a signal, drain, return.
+
+Owns the socket, the signals and uvicorn; the app itself knows none of them.
+"""
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from openbei.config import ServerConfig
+from openbei.errors import ConfigError
+from openbei.server.app import create_app
+
+if TYPE_CHECKING:
+    from openbei.engine.engine import Engine
+
+KEEP_ALIVE_S = 75  # longer than clients and proxies keep idle connections, so that they end them and not we
+GRACE_S = 10  # for clients that are slow to take their answer, after the engine has finished
+
+
+def serve(engine: "Engine", config: ServerConfig, on_ready: Callable[[str], None]) -> None:
+    """Serve the engine until SIGTERM or SIGINT, and return when what was in flight is answered.
+
+    on_ready: called once, with the URL, when the socket listens. The engine is drained and closed at the end; until
+    then /health answers 503 and new requests are refused. A second signal does not wait. Signals are only
+    heard in the main thread. Raises ConfigError if the address cannot be listened on.
+    """
+    with listen(config.hostname, config.port) as listener:
+        server = Server(engine, config, lambda: on_ready(url(listener)))
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(server.serve(sockets=[listener]))
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal drains the engine before the socket closes, and the process may exit 0 after it."""
+
+    def __init__(self, engine: "Engine", config: ServerConfig, on_ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                create_app(engine, config),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        self.engine, self.on_ready = engine, on_ready
+        self.drainer = threading.Thread(target=self.drain, name="drain", daemon=True)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's hook: the socket listens once this is through."""
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets=sockets)
+        self.on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's hook for signals; not calling its own keeps it from raising the signal again at the end.
+
+        The work is left to the loop, because the code that a signal interrupts may hold any lock.
+        """
+        self.loop.call_soon_threadsafe(self.stop)
+
+    def stop(self) -> None:
+        """The first time: drain, then exit. The second time: exit."""
+        if self.drainer.ident is None:
+            self.drainer.start()
+        else:
+            self.should_exit = self.force_exit = True
+
+    def drain(self) -> None:
+        """Wait for what is in flight while the socket still listens, so that others are told 503."""
+        try:
+            self.engine.drain()
+            self.engine.close()
+        finally:
+            self.should_exit = True
+
+
+def listen(hostname: str, port: int) -> socket.socket:
+    """A listening socket; ConfigError says which setting stands in the way."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise ConfigError(f"hostname must be an address of this machine, got {hostname!r}: {error}") from None
+    try:
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on port {port} of {hostname}: {error.strerror}") from None
+
+
+def url(listener: socket.socket) -> str:
+    """Where a client on this machine finds the listener."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

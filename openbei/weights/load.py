@@ -1,0 +1,63 @@
+"""MODEL -> Checkpoint: find its folder, read its files, fill its network. The story of the weights room.
+
+Owns the order of the steps and the checks between them; never touches requests.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from openbei.errors import UnsupportedModel, WeightsError
+from openbei.model.spec import Dense, Model, Pooling
+from openbei.weights.checkpoint import Checkpoint
+from openbei.weights.families import read_config
+from openbei.weights.files import read_object
+from openbei.weights.fill import Taker, fill
+from openbei.weights.modules import DenseModule, read_modules, read_text
+from openbei.weights.repo import HubOptions, locate
+from openbei.weights.tensors import read_tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to load a model. pooling: wins over the model's own files; the others: see HubOptions."""
+
+    revision: str | None = None
+    pooling: Pooling | None = None
+    hf_token: str | None = None
+    cache_dir: Path | None = None
+
+
+def load(model: str | None = None, options: LoadOptions | None = None) -> Checkpoint:
+    """None (the embedded default), a folder or a hub id -> a Checkpoint whose parameters are float32.
+
+    Stored float32 stays in its file, memory-mapped. Raises ModelNotFound, UnsupportedModel or WeightsError.
+    """
+    options = options or LoadOptions()
+    hub = HubOptions(revision=options.revision, token=options.hf_token, cache_dir=options.cache_dir)
+    source = locate(model, hub)
+    modules = read_modules(source.folder, options.pooling)
+    body = source.folder / modules.transformer
+    _refuse_adapter(body)
+    spec, family = read_config(read_object(body / "config.json"))
+    text = read_text(source.folder, body, spec.max_length)
+    dense = _read_dense(source.folder, modules.dense, spec.width)
+    network = Model(spec, fill(spec, family, read_tensors(body)), modules.pooling, dense, modules.normalize)
+    return Checkpoint(source.model_id, source.revision, source.folder, network, text)
+
+
+def _refuse_adapter(body: Path) -> None:
+    if (body / "adapter_config.json").exists():
+        raise UnsupportedModel(f"{body} holds an adapter (adapter_config.json): merge it into its base model first")
+
+
+def _read_dense(folder: Path, modules: tuple[DenseModule, ...], width: int) -> tuple[Dense, ...]:
+    dense = []
+    for module in modules:
+        if module.in_features != width:
+            raise WeightsError(f"{module.path} takes vectors {module.in_features} wide, it is given {width}")
+        taker = Taker(read_tensors(folder / module.path), {"linear": "linear"})
+        linear = taker.linear("linear", module.out_features, module.in_features, bias=module.bias)
+        taker.finish()
+        dense.append(Dense(linear, module.activation))
+        width = module.out_features
+    return tuple(dense)

@@ -1,0 +1,232 @@
+"""sentence-transformers' files -> what follows the network: pooling, Dense, normalise; and the text side.
+
+Owns modules.json, the modules' own configs, prompts and length limits; never reads weights. What the files ask for and
+openbei does not do exactly is refused by name. The rules are those of sentence-transformers 6.2
+(base/modules/{transformer,dense}.py, sentence_transformer/modules/pooling.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openbei.errors import ModelError, ModelNotFound, UnsupportedModel
+from openbei.model.spec import Activation, Pooling
+from openbei.weights.checkpoint import TextSpec
+from openbei.weights.files import read_json, read_object
+
+POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last_token"}
+
+# In the order in which sentence-transformers joins them.
+_OLD_POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+_TORCH_ACTIVATIONS: dict[str, Activation] = {
+    "Tanh": "tanh",
+    "Identity": "identity",
+    "GELU": "gelu",
+    "ReLU": "relu",
+    "SiLU": "silu",
+    "Sigmoid": "sigmoid",
+}
+
+_TEXT_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+# What a Transformer module may say of its output; anything else gives pooling another tensor to work on.
+_PLAIN_TRANSFORMER: dict[str, Any] = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "query_expansion": None,
+}
+_PLAIN_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
+_NO_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class DenseModule:
+    """One Dense module: its folder's name and what its config.json says."""
+
+    path: str
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """What modules.json asks for. transformer: folder of the network, "" for the root."""
+
+    transformer: str
+    pooling: Pooling
+    dense: tuple[DenseModule, ...] = ()
+    normalize: bool = True
+
+
+def read_modules(folder: Path, pooling: Pooling | None = None) -> Modules:
+    """A model's folder -> its Modules; pooling, if given, wins over the files.
+
+    A folder without modules.json is a plain network, and served only if pooling is given; its vectors are normalised.
+    Raises UnsupportedModel by the name of what is not done here.
+    """
+    if not (folder / "modules.json").exists():
+        if pooling is None:
+            raise UnsupportedModel(
+                f"{folder} has no modules.json, so its pooling is unknown: give --pooling cls, mean or last-token"
+            )
+        return Modules("", pooling)
+    kinds, paths = _entries(folder / "modules.json")
+    num_dense = kinds.count("Dense")
+    _check_order(kinds, num_dense)
+    normalize = kinds[-1] == "Normalize"
+    if normalize:
+        _check_keys(folder / paths[-1])
+    return Modules(
+        transformer=paths[0],
+        pooling=_pooling(folder, paths[1], pooling),
+        dense=tuple(_dense(folder, path) for path in paths[2 : 2 + num_dense]),
+        normalize=normalize,
+    )
+
+
+def read_text(folder: Path, body: Path, limit: int) -> TextSpec:
+    """A model's folder and its network's -> the text side. limit: rows of the position table that tokens can take.
+
+    The longest input is max_seq_length of sentence_bert_config.json, else model_max_length of
+    tokenizer_config.json, else limit, and never more than limit.
+    """
+    if not (body / "tokenizer.json").exists():
+        raise ModelNotFound(
+            f"{body} has no tokenizer.json: make one with transformers, "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    config = _text_config(body)
+    _check_plain(config)
+    return TextSpec(
+        tokenizer_file=body / "tokenizer.json",
+        max_length=_max_length(config, read_object(body / "tokenizer_config.json", optional=True), limit),
+        prompts=_prompts(folder),
+        lower_case=bool(config.get("do_lower_case", False)),
+    )
+
+
+def _entries(file: Path) -> tuple[list[str], list[str]]:
+    """modules.json -> the last dotted part of each type, and each folder; older and newer files differ in the rest."""
+    try:
+        entries = sorted(read_json(file), key=lambda entry: entry["idx"])
+        return [str(entry["type"]).rpartition(".")[2] for entry in entries], [str(entry["path"]) for entry in entries]
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{file} must be a list of objects with idx, path and type: {error!r}") from error
+
+
+def _check_order(kinds: Sequence[str], num_dense: int) -> None:
+    known = {"Transformer", "Pooling", "Dense", "Normalize"}
+    for kind in kinds:
+        if kind not in known:
+            raise UnsupportedModel(f"modules.json has a {kind} module; supported: {', '.join(sorted(known))}")
+    served = ["Transformer", "Pooling", *["Dense"] * num_dense]
+    if list(kinds) not in (served, [*served, "Normalize"]):
+        raise UnsupportedModel(
+            f"modules.json orders {', '.join(kinds)}; supported: Transformer, Pooling, any Dense, and Normalize or none"
+        )
+
+
+def _pooling(folder: Path, path: str, wanted: Pooling | None) -> Pooling:
+    config = read_object(folder / path / "config.json")
+    if not config.get("include_prompt", True) and _prompts(folder):
+        raise UnsupportedModel(f"{path}/config.json leaves prompts out of the pooling (include_prompt false)")
+    if wanted is not None:
+        return wanted
+    modes = _pooling_modes(config)
+    if len(modes) > 1 or modes[0] not in POOLINGS:
+        raise UnsupportedModel(
+            f"{path}/config.json asks for pooling {' + '.join(modes)}; supported: one of {', '.join(POOLINGS)}"
+        )
+    return POOLINGS[modes[0]]
+
+
+def _pooling_modes(config: Mapping[str, Any]) -> list[str]:
+    mode = config.get("pooling_mode")
+    if mode is None:
+        mode = [name for key, name in _OLD_POOLINGS.items() if config.get(key)]
+    return [mode] if isinstance(mode, str) else list(mode) or ["mean"]
+
+
+def _dense(folder: Path, path: str) -> DenseModule:
+    config = _check_keys(folder / path)
+    if config.get("use_residual"):
+        raise UnsupportedModel(f"{path}/config.json asks for use_residual, which is not supported")
+    for key in ("in_features", "out_features"):
+        if type(config.get(key)) is not int:
+            raise ModelError(f"{path}/config.json has {key} {config.get(key)!r}; it must be an integer")
+    return DenseModule(
+        path=path,
+        in_features=config["in_features"],
+        out_features=config["out_features"],
+        bias=config.get("bias", True),
+        activation=_activation(path, config.get("activation_function", "")),
+    )
+
+
+def _activation(path: str, name: str) -> Activation:
+    """sentence-transformers trusts torch's own activations and takes Tanh for every other, or none."""
+    if not name.startswith("torch."):
+        return "tanh"
+    activation = _TORCH_ACTIVATIONS.get(name.rpartition(".")[2])
+    if activation is None:
+        listed = ", ".join(_TORCH_ACTIVATIONS)
+        raise UnsupportedModel(f"{path}/config.json has activation_function {name!r}; supported: {listed}")
+    return activation
+
+
+def _check_keys(folder: Path) -> dict[str, Any]:
+    """A Dense or Normalize module's config, refused if it works on anything but the pooled vector."""
+    config = read_object(folder / "config.json", optional=True)
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise UnsupportedModel(
+                f"{folder.name}/config.json has {key} {config[key]!r}; supported: sentence_embedding"
+            )
+    return config
+
+
+def _text_config(body: Path) -> dict[str, Any]:
+    for name in _TEXT_CONFIGS:
+        if config := read_object(body / name, optional=True):
+            return config
+    return {}
+
+
+def _check_plain(config: Mapping[str, Any]) -> None:
+    for key, plain in _PLAIN_TRANSFORMER.items():
+        if config.get(key, plain) != plain:
+            raise UnsupportedModel(f"sentence_bert_config.json has {key} {config[key]!r}; supported: {plain!r}")
+    text = (config.get("modality_config") or {}).get("text", _PLAIN_TEXT)
+    if text != _PLAIN_TEXT:
+        raise UnsupportedModel(f"sentence_bert_config.json takes {text!r} from the network; supported: {_PLAIN_TEXT!r}")
+
+
+def _max_length(config: Mapping[str, Any], tokenizer: Mapping[str, Any], limit: int) -> int:
+    length = config.get("max_seq_length")
+    if length is None:
+        length = tokenizer.get("model_max_length") or limit
+    if not isinstance(length, int | float) or length < 1:
+        raise UnsupportedModel(f"the model's files limit inputs to {length!r} tokens; it must be at least 1")
+    return limit if length >= _NO_LIMIT else min(int(length), limit)
+
+
+def _prompts(folder: Path) -> dict[str, str]:
+    prompts = read_object(folder / "config_sentence_transformers.json", optional=True).get("prompts") or {}
+    for name, text in prompts.items():
+        if not isinstance(text, str):
+            raise UnsupportedModel(f"config_sentence_transformers.json has a prompt {name!r} that is not text")
+    return dict(prompts)

