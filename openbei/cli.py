@@ -75,23 +75,49 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
     _settle_model(ctx, values)
     _settle_tei(values)
     config = ServerConfig(**pick(ServerConfig, values))
-    with _engine(values) as engine:
-        from openbei.describe import banner
-        from openbei.server import serve as serve_engine
+    engine_config = EngineConfig(**pick(EngineConfig, values))
+
+    from openbei import logs
+
+    logs.start(config.json_output)
+    checkpoint = _load(engine_config)
+
+    from openbei.engine.start import start
+    from openbei.server.serve import serve as serve_engine
+
+    with start(checkpoint, engine_config) as engine:
 
         def on_ready(url: str) -> None:
-            click.echo(banner(engine, config, url, time.monotonic() - started_s))
+            facts = served_facts(checkpoint, engine_config, engine.info, url)
+            _print_ready(facts, config, time.monotonic() - started_s)
 
-        serve_engine(engine, config, on_ready=on_ready)
+        serve_engine(engine, config, on_ready)
+
+
+def _print_ready(facts: dict[str, Any], config: ServerConfig, seconds: float) -> None:
+    from openbei.describe import curl, table
+
+    if config.json_output:
+        click.echo(orjson.dumps({"message": "ready", "seconds": round(seconds, 3), **facts}))
+        return
+    command = curl(facts["address"], with_key=config.api_key is not None)
+    click.echo(f"openbei is ready after {seconds:.1f} s\n\n{table(facts)}\n\nTry it:\n  {command}\n")
+
+
+def _load(config: EngineConfig) -> "Checkpoint":
+    from openbei.engine.start import load_options
+    from openbei.weights.load import load
+
+    return load(config.model_id, load_options(config))
 
 
 def _settle_model(ctx: click.Context, values: dict[str, Any]) -> None:
     """MODEL and --model-id are two ways of saying the same; the environment's MODEL_ID gives way to both."""
     model = values.pop("model", None)
-    source = ctx.get_parameter_source("model_id")
     if model is None:
         return
-    if source is click.core.ParameterSource.COMMANDLINE and values["model_id"] != model:
+    by_flag = ctx.get_parameter_source("model_id") is ParameterSource.COMMANDLINE
+    if by_flag and values["model_id"] != model:
         raise click.UsageError(f"MODEL is {model} and --model-id is {values['model_id']}: give one of them", ctx)
     values["model_id"] = model
 
@@ -106,35 +132,30 @@ def _settle_tei(values: dict[str, Any]) -> None:
         values["hf_token"] = values["hf_token"] or token
 
 
-@contextmanager
-def _engine(values: dict[str, Any]) -> Iterator["Engine"]:
-    """Check the values, then load: a wrong value is told at once."""
-    config = EngineConfig(**pick(EngineConfig, values))
-    import openbei
-
-    options = {item.name: getattr(config, item.name) for item in fields(config)}
-    with openbei.load(options.pop("model_id"), **options) as engine:
-        yield engine
-
-
 @main.command(cls=ConfigCommand)
 @click.argument("file", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("-o", "--output", default="-", type=click.Path(dir_okay=False, allow_dash=True),
-              help="JSONL, or a NumPy array if it ends in .npy; stdout if not set")
-@click.option("--input-format", type=click.Choice(["auto", "lines", "jsonl"]), default="auto", show_default=True,
-              help="auto goes by the suffix, else by the first line: a JSON string or object means jsonl")
+@_OUTPUT
+@_INPUT_FORMAT
 @click.option("--field", default="text", show_default=True, help="Key of the text where a line is a JSON object")
-@click.option("--skip-empty", is_flag=True, help="Leave out lines without text; without this they are an error")
+@click.option("--skip-empty", is_flag=True, help="Leave out lines without text; if not set they are an error")
 @click.option("--prompt-name", help="Prompt of the model's own list put before every text")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale every vector to length 1")
 @click.option("--dimensions", type=click.INT, help="Keep the first N values, before normalising")
-@click.option("--progress/--no-progress", default=None, help="Show a bar on stderr; where stderr is a terminal if not set")
+@click.option("--progress/--no-progress", default=None, help="A bar on stderr; only on a terminal if not set")
 @config_options(EngineConfig, exclude=SERVING_ONLY)
 def embed(**values: Any) -> None:
-    """Embed FILE, a text a line or JSONL (strings, or objects with a text field); stdin if not set or "-".
+    """Embed FILE: a text a line, or JSONL (strings, or objects with a text field); stdin if FILE is "-" or not given.
 
-    An "index" in the answer is the text's line in FILE, counted from 0. A row of a .npy array is a text in order.
+    Answers are in the order of FILE. A JSONL answer's "index" is the text's line in FILE, counted from 0; a .npy
+    array has a row for every text. Until the output is whole it is called OUTPUT.part.
     """
+    config = EngineConfig(**pick(EngineConfig, values))
+
+    from openbei.bulk import BulkJob, run
+    from openbei.engine.start import start
+
+    checkpoint = _load(config)
+    ...
 
 
 @main.command(cls=ConfigCommand)
@@ -143,4 +164,19 @@ def embed(**values: Any) -> None:
 @config_options(EngineConfig, exclude=[item.name for item in fields(EngineConfig) if item.name not in LOADING_ONLY])
 @click.pass_context
 def info(ctx: click.Context, /, as_json: bool, **values: Any) -> None:
-    """Tell what openbei understands of MODEL, or why it refuses it."""
+    """Tell what openbei understands of MODEL, or why it refuses it; MODEL as for serve."""
+    _settle_model(ctx, values)
+    config = EngineConfig(**pick(EngineConfig, values))
+    checkpoint = _load(config)
+
+    from openbei.describe import checkpoint_facts, precision_reason, table
+    from openbei.engine.executor import choose_dtype
+
+    dtype = choose_dtype(config.dtype)
+    facts = checkpoint_facts(checkpoint)
+    facts |= {"precision": dtype, "precision_reason": precision_reason(config.dtype, dtype)}
+    click.echo(orjson.dumps(facts) if as_json else table(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,13 +3,13 @@
 Owns wording and alignment only; never reads files, loads models or prints.
 """
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
+from openbei.config import EngineConfig
 from openbei.engine.request import EngineInfo
 from openbei.model.spec import Dense, Model
 from openbei.weights.checkpoint import Checkpoint
@@ -62,24 +62,39 @@ def num_parameters(value: Any) -> int:
     return 0
 
 
+def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo, url: str) -> Facts:
+    """A running server -> what a person wants to know of it first."""
+    spec, millions = checkpoint.model.spec, num_parameters(checkpoint.model) / 1e6
+    network = f"{spec.family}, {spec.num_layers} layers, {spec.width} wide, {millions:.1f} million parameters"
+    return {
+        "address": url,
+        "docs": f"{url}/docs",
+        "model": info.model_id,
+        "network": f"{network}, {info.pooling} pooling",
+        "precision": f"{info.dtype}: {precision_reason(engine.dtype, info.dtype)}",
+        "device": f"{info.device}, {info.max_batch_tokens} tokens a batch",
+        "input": f"at most {info.max_input_length} tokens; {'longer is cut' if engine.auto_truncate else 'longer is refused'}",
+    }
+
+
+def precision_reason(asked: str, dtype: str) -> str:
+    """Why a precision was chosen."""
+    if asked != "auto":
+        return "asked for with --dtype"
+    return "this CPU has it" if dtype == "bfloat16" else "this CPU has no native bfloat16"
+
+
 def table(facts: Mapping[str, Any]) -> str:
     """Facts -> two aligned columns; what is not set shows as a dash."""
     width = max(map(len, facts))
     return "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in facts.items())
 
 
-def size(model: Model) -> str:
-    """A model -> its family and sizes on one line."""
-    spec = model.spec
-    count = num_parameters(model) / 1e6
-    return f"{spec.family}, {spec.num_layers} layers, {spec.width} wide, {count:.1f} million parameters"
-
-
-def curl(url: str, info: EngineInfo, with_key: bool) -> str:
+def curl(url: str, with_key: bool) -> str:
     """A request to copy and paste."""
     key = '-H "Authorization: Bearer $API_KEY" ' if with_key else ""
-    body = shlex.quote(f'{{"model": "{info.served_model_name}", "input": "The sky is blue."}}')
-    return f"curl {url}/v1/embeddings {key}-H 'Content-Type: application/json' -d {body}"
+    json_type = "-H 'Content-Type: application/json'"
+    return f"""curl {url}/v1/embeddings {key}{json_type} -d '{{"input": "The sky is blue."}}'"""
 
 
 def _dense(dense: Dense) -> str:

@@ -123,9 +123,7 @@ FAMILIES = {
     ),
     "roberta": Tiny(transformers.RobertaConfig, transformers.RobertaModel, _PAD_ONE, byte_level_bpe, "<pad>"),
     "xlm-roberta": Tiny(transformers.XLMRobertaConfig, transformers.XLMRobertaModel, _PAD_ONE, unigram, "<pad>"),
-    "distilbert": Tiny(
-        transformers.DistilBertConfig, transformers.DistilBertModel, _DISTILBERT, _bert_pieces, "[PAD]"
-    ),
+    "distilbert": Tiny(transformers.DistilBertConfig, transformers.DistilBertModel, _DISTILBERT, _bert_pieces, "[PAD]"),
     "mpnet": Tiny(transformers.MPNetConfig, transformers.MPNetModel, _MPNET, _mpnet_pieces, "<pad>"),
 }
 
@@ -149,9 +147,9 @@ def save(folder: Path, family: str, model: PreTrainedModel | None = None, poolin
     model = model or network(family)
     model.save_pretrained(folder)
     tiny = FAMILIES[family]
-    PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer(), pad_token=tiny.pad, model_max_length=512).save_pretrained(
-        folder
-    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tiny.tokenizer(), pad_token=tiny.pad, model_max_length=512
+    ).save_pretrained(folder)
     write_json(
         folder / "modules.json",
         [

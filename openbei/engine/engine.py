@@ -22,7 +22,7 @@ from openbei.engine.executor import Executor
 from openbei.engine.metrics import Metrics
 from openbei.engine.pending import Pending
 from openbei.engine.queue import Encoding, Queue
-from openbei.engine.request import EngineInfo, Options, Request, Result
+from openbei.engine.request import Options, Request, Result
 from openbei.engine.settle import default_prompt, describe, limited
 from openbei.engine.tokenizer import Tokenizer, Truncation
 from openbei.errors import (
@@ -62,7 +62,7 @@ class Engine:
         self._spec = checkpoint.model.spec
         self._make_executor = make_executor
         self._executor = make_executor()
-        self.info = describe(checkpoint, text, config, self._executor)
+        self.info = describe(checkpoint, text, config, self._executor.device)
         self._changed = threading.Condition()  # guards everything below
         self._queue: Queue[Pending] = Queue(config.max_queue_tokens, self._is_live)
         self._num_admitted = 0
@@ -74,7 +74,7 @@ class Engine:
         self._tokenizers = ThreadPoolExecutor(self.info.tokenization_workers, "tokenizer")
         self._lanes = [
             threading.Thread(target=self._serve_lane, name=f"lane-{i}", daemon=True)
-            for i in range(self._executor.num_lanes)
+            for i in range(self._executor.device.num_lanes)
         ]
         self.status = "ready"
         for lane in self._lanes:

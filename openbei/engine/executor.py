@@ -4,6 +4,7 @@ Owns precision and the split of cores into streams; never touches requests, queu
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -15,19 +16,27 @@ from openbei.errors import ConfigError
 from openbei.model.ops.openvino import CompileOptions, compile_model, native_bfloat16
 from openbei.model.spec import Batch, Model, pack
 
+MAX_BATCH_TOKENS = 512
 WARM_UP_TOKENS = (16, 128)
 
 
-class Executor(Protocol):
-    """What the engine asks of a device.
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What an executor runs on. dtype: float32 or bfloat16, as computed.
 
-    num_lanes: batches that run well at once. max_batch_tokens: the size of batch that fills a lane.
+    num_lanes: batches that run well at once. max_batch_tokens: the size of batch that fills one lane.
     """
 
+    name: str
+    dtype: str
     num_lanes: int
     max_batch_tokens: int
-    dtype: str
-    device: str
+
+
+class Executor(Protocol):
+    """What the engine asks of a device and its model."""
+
+    device: Device
 
     def run(self, batch: Batch, alone: bool) -> NDArray[np.float32]:
         """Batch -> pooled vectors (B, embedding_dim), not normalised.
@@ -40,16 +49,13 @@ class Executor(Protocol):
 class CpuExecutor:
     """One OpenVINO stream a core for throughput, and all cores on one batch when it is alone."""
 
-    max_batch_tokens = 512
-
     def __init__(self, model: Model, dtype: DType = "auto") -> None:
-        self.dtype = choose_dtype(dtype)
-        self.num_lanes = count_cores()
-        self.device = f"cpu, {self.num_lanes} streams"
-        self._streams = compile_model(model, CompileOptions(self.dtype, self.num_lanes, self.num_lanes))
+        cores, chosen = count_cores(), choose_dtype(dtype)
+        self.device = Device(f"cpu, {cores} streams", chosen, cores, MAX_BATCH_TOKENS)
+        self._streams = compile_model(model, CompileOptions(chosen, cores, cores))
         self._whole = self._streams
-        if self.num_lanes > 1:
-            self._whole = compile_model(model, CompileOptions(self.dtype, 1, self.num_lanes))
+        if cores > 1:
+            self._whole = compile_model(model, CompileOptions(chosen, 1, cores))
         self._warm_up(model)
 
     def run(self, batch: Batch, alone: bool) -> NDArray[np.float32]:
@@ -69,9 +75,7 @@ def choose_dtype(dtype: DType) -> Literal["float32", "bfloat16"]:
     if native_bfloat16():
         return "bfloat16"
     if dtype == "bfloat16":
-        raise ConfigError(
-            "dtype bfloat16 needs a CPU with AVX512-BF16, AMX or Arm BF16; this one has none: use float32"
-        )
+        raise ConfigError("dtype bfloat16 needs a CPU with AVX512-BF16, AMX or Arm BF16; this has none: use float32")
     return "float32"
 
 

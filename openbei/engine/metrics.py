@@ -152,8 +152,11 @@ class Metrics:
                 observe_all(self.embed_times, one.steps)
                 self.input_length.observe(one.num_tokens)
 
-    def failed(self, request: Request, error: BaseException) -> None:
-        """Count a failed request under TEI's word for the error; what TEI has no word for is not counted."""
+    def failed(self, request: Request, error: BaseException | None) -> None:
+        """Count a failed request under TEI's word for the error, None for one whose client is gone.
+
+        What TEI has no word for is not counted.
+        """
         err = failure(request, error)
         if err is not None:
             with self._lock:
@@ -196,9 +199,9 @@ def method(request: Request) -> str:
     return "single" if len(request.inputs) == 1 else "batch"
 
 
-def failure(request: Request, error: BaseException) -> str | None:
+def failure(request: Request, error: BaseException | None) -> str | None:
     """Error -> its `err` label; TEI counts an empty text among texts as tokenization, an empty list as validation."""
-    if isinstance(error, CancelledError):
+    if error is None or isinstance(error, CancelledError):
         return "dropped"
     if isinstance(error, EmptyInput) and len(request.inputs) > 0:
         return "tokenization"

@@ -82,5 +82,5 @@ class Pending:
 
 def normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows (N, C) -> rows of L2 norm 1, the norm in float64; a zero row stays zero."""
-    norms = np.sqrt(np.einsum("nc,nc->n", vectors, vectors, dtype=np.float64))
-    return (vectors / np.maximum(norms, SMALLEST_NORM)[:, None]).astype(np.float32)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, SMALLEST_NORM), np.float32)

@@ -8,25 +8,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from openbei.config import EngineConfig
-from openbei.engine.executor import Executor
+from openbei.engine.executor import Device
 from openbei.engine.request import EngineInfo
 from openbei.errors import ConfigError
 from openbei.weights.checkpoint import Checkpoint, TextSpec
 
 
-def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, executor: Executor) -> EngineInfo:
+def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, device: Device) -> EngineInfo:
     """What will be served, for /info and the start banner."""
     return EngineInfo(
         model_id=checkpoint.model_id,
         revision=checkpoint.revision,
         served_model_name=config.served_model_name or checkpoint.model_id,
-        dtype=executor.dtype,
-        device=executor.device,
+        dtype=device.dtype,
+        device=device.name,
         pooling=checkpoint.model.pooling,
         embedding_dim=checkpoint.model.embedding_dim,
         vocab_size=checkpoint.model.spec.vocab_size,
         max_input_length=text.max_length,
-        max_batch_tokens=config.max_batch_tokens or executor.max_batch_tokens,
+        max_batch_tokens=config.max_batch_tokens or device.max_batch_tokens,
         tokenization_workers=config.tokenization_workers or os.cpu_count() or 1,
         prompts=text.prompts,
     )

@@ -57,9 +57,7 @@ def test_pooled_vectors_match_transformers(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "mpnet"])
-def test_a_literal_pad_token_takes_its_own_position(
-    family: str, backend: str, cases: Callable[..., Case]
-) -> None:
+def test_a_literal_pad_token_takes_its_own_position(family: str, backend: str, cases: Callable[..., Case]) -> None:
     model = cases(family).model
     ids = [[0, 7, 1, 8, 9, 2], [0, 5, 2], [0, 1, 1, 6, 1]]
     types = [[0] * len(sequence) for sequence in ids]
@@ -135,15 +133,11 @@ BUGS: dict[str, Callable[[Model], Model]] = {
     "tanh gelu for gelu": _spec(activation="gelu_tanh"),
     "eps 1e-4": _spec(norm_eps=1e-4),
     "q and k swapped": lambda model: _layers(model, lambda layer: replace(layer, q=layer.k, k=layer.q)),
-    "no bias after attention": lambda model: _layers(
-        model, lambda layer: replace(layer, out=Linear(layer.out.weight))
-    ),
+    "no bias after attention": lambda model: _layers(model, lambda layer: replace(layer, out=Linear(layer.out.weight))),
     "norms swapped": lambda model: _layers(
         model, lambda layer: replace(layer, attention_norm=layer.ffn_norm, ffn_norm=layer.attention_norm)
     ),
-    "layers reversed": lambda model: replace(
-        model, weights=replace(model.weights, layers=model.weights.layers[::-1])
-    ),
+    "layers reversed": lambda model: replace(model, weights=replace(model.weights, layers=model.weights.layers[::-1])),
 }
 HALF_THE_HEADS = {"half the heads": _spec(num_heads=2, head_dim=24)}
 OWN_BUGS: dict[str, dict[str, Callable[[Model], Model]]] = {

@@ -177,7 +177,7 @@ def inputs_of(batch: Batch, pooling: Pooling, max_length: int) -> dict[str, Arra
 
 def _distances(length: int, max_length: int) -> Array:
     column = np.arange(length, dtype=np.int32)
-    return np.clip(column[None, :] - column[:, None] + max_length - 1, 0, 2 * max_length - 2)
+    return np.asarray(np.clip(column[None, :] - column[:, None] + max_length - 1, 0, 2 * max_length - 2))
 
 
 def _round_up(value: int, step: int) -> int:

@@ -4,6 +4,9 @@ Runs on a CPU in float32, one sequence at a time inside attention. Never used by
 module here that imports torch.
 """
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
@@ -13,7 +16,7 @@ from torch import Tensor
 from openbei.model import transformer
 from openbei.model.spec import Activation, Array, Batch, Embedding, Linear, Model, Norm, Pooling
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
@@ -29,7 +32,8 @@ class TorchOps:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self.lengths = batch.lengths.tolist()
+        ends = batch.cu_seqlens.tolist()
+        self.rows = [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
     def embed(self, tables: Embedding, eps: float) -> Tensor:
         """Tables at the batch's ids: (T, C)."""
@@ -49,15 +53,14 @@ class TorchOps:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Array | None = None) -> Tensor:
         """(T, H*D), sequence by sequence."""
-        parts = zip(*(t.split(self.lengths) for t in (q, k, v)), strict=True)
-        return torch.cat([_attend(*(_heads(t, num_heads) for t in part), bias) for part in parts])
+        q, k, v = (x.reshape(len(x), num_heads, -1).transpose(0, 1) for x in (q, k, v))
+        return torch.cat([_attend(q[:, rows], k[:, rows], v[:, rows], bias) for rows in self.rows])
 
     def pool(self, x: Tensor, kind: Pooling) -> Tensor:
         """(T, C) -> (B, C)."""
-        rows = x.split(self.lengths)
         if kind == "mean":
-            return torch.stack([row.mean(0) for row in rows])
-        return torch.stack([row[0 if kind == "cls" else -1] for row in rows])
+            return torch.stack([x[rows].mean(0) for rows in self.rows])
+        return torch.stack([x[rows][0 if kind == "cls" else -1] for rows in self.rows])
 
 
 def states(model: Model, batch: Batch) -> NDArray[np.float32]:
@@ -80,14 +83,11 @@ def _norm(x: Tensor, norm: Norm, eps: float) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), _tensor(norm.weight), _tensor(norm.bias), eps)
 
 
-def _heads(x: Tensor, num_heads: int) -> Tensor:
-    return x.reshape(len(x), num_heads, -1).transpose(0, 1)
-
-
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Array | None) -> Tensor:
     length = q.shape[1]
     scores = q @ k.transpose(1, 2) * q.shape[2] ** -0.5
     if bias is not None:
         position = torch.arange(length)
         scores = scores + _tensor(bias)[:, position[None, :] - position[:, None] + bias.shape[1] // 2]
-    return (scores.softmax(-1) @ v).transpose(0, 1).reshape(length, -1)
+    attended: Tensor = scores.softmax(-1) @ v
+    return attended.transpose(0, 1).reshape(length, -1)

@@ -1,0 +1,138 @@
+"""An engine without a model: the surface of openbei.engine.engine.Engine, with answers that a test can work out.
+
+An input's vector is made from its own text or ids, so that order and mixing show. Futures are resolved at once,
+unless `hold` is set: then they stay in `held` until a test resolves them.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbei import errors
+from openbei.config import EngineConfig
+from openbei.engine.metrics import InputTimes, Metrics
+from openbei.engine.request import EngineInfo, Input, Request, Result, Timings, Usage
+
+DIM = 8
+INFO = EngineInfo(
+    model_id="org/tiny",
+    revision="abc123",
+    served_model_name="org/tiny",
+    dtype="float32",
+    device="cpu, 2 streams",
+    pooling="mean",
+    embedding_dim=DIM,
+    vocab_size=1000,
+    max_input_length=16,
+    max_batch_tokens=64,
+    tokenization_workers=2,
+    prompts={"query": "query: "},
+)
+TIMES = InputTimes(tokenization_s=0.0012, queue_s=0.0034, inference_s=0.0056, total_s=0.0102, num_tokens=3)
+
+
+def vector(one: Input) -> NDArray[np.float32]:
+    """The fake's answer to one input, before any option: fixed by its content."""
+    key = one if isinstance(one, str) else ",".join(map(str, one))
+    return np.random.default_rng(crc32(key.encode())).standard_normal(DIM).astype(np.float32)
+
+
+class FakeEngine:
+    def __init__(self, **config: object) -> None:
+        self.config = EngineConfig(**{"max_client_batch_size": 4, **config})
+        self.info, self.status = INFO, "ready"
+        self.metrics = Metrics(INFO.max_input_length, lambda: len(self.held))
+        self.requests: list[Request] = []
+        self.hold = False
+        self.held: list[Future[Result]] = []
+        self.fail_with: BaseException | None = None  # what futures fail with
+        self.refuse_with: BaseException | None = None  # what submit raises
+        self.closed = False
+
+    def submit(self, request: Request) -> Future[Result]:
+        self.metrics.begun(request)
+        self.requests.append(request)
+        future: Future[Result] = Future()
+        future.add_done_callback(lambda done: self._count(request, done))
+        try:
+            self._check(request)
+        except errors.RequestError as error:
+            self.metrics.failed(request, error)
+            raise
+        if self.hold:
+            self.held.append(future)
+        else:
+            self.resolve(future, request)
+        return future
+
+    def resolve(self, future: Future[Result], request: Request) -> None:
+        error = self.fail_with or too_long(request)
+        if error is not None:
+            future.set_exception(error)
+            return
+        rows = np.stack([vector(one) for one in request.inputs])[:, : request.options.dimensions]
+        if request.options.normalize:
+            rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        usage = Usage(num_tokens=3 * len(request.inputs), num_characters=sum(map(len, request.inputs)))
+        times = Timings(TIMES.total_s, TIMES.tokenization_s, TIMES.queue_s, TIMES.inference_s)
+        result = Result(rows, usage, times)
+        self.metrics.succeeded(request, result, [TIMES] * len(request.inputs))
+        self.metrics.batch_formed(len(request.inputs), usage.num_tokens)
+        future.set_result(result)
+
+    def release(self) -> None:
+        """Answer everything that was held."""
+        self.hold = False
+        for future, request in zip(self.held, self.requests[-len(self.held) :], strict=True):
+            if future.set_running_or_notify_cancel():
+                self.resolve(future, request)
+        self.held.clear()
+
+    def drain(self) -> None:
+        self.status = "draining"
+
+    def close(self) -> None:
+        for future in self.held:
+            future.exception()  # waits
+        self.closed = True
+
+    def _check(self, request: Request) -> None:
+        limit = self.config.max_client_batch_size
+        if self.status != "ready":
+            raise errors.Unhealthy(f"unhealthy: {self.status}")
+        if self.refuse_with is not None:
+            raise self.refuse_with
+        if not request.inputs or not all(request.inputs):
+            raise errors.EmptyInput("inputs must not be empty")
+        if len(request.inputs) > limit:
+            raise errors.BatchTooLarge(f"batch size {len(request.inputs)} > maximum allowed batch size {limit}")
+        dimensions = request.options.dimensions
+        if dimensions is not None and not 1 <= dimensions <= DIM:
+            raise errors.InvalidInput(f"dimensions must be 1 to {DIM}, got {dimensions}")
+        if request.options.prompt_name not in {None, *INFO.prompts}:
+            raise errors.InvalidInput("prompt_name must be one of query")
+        check_ids(request.inputs)
+
+    def _count(self, request: Request, future: Future[Result]) -> None:
+        if future.cancelled():
+            self.metrics.failed(request, None)
+        elif future.exception() is not None:
+            self.metrics.failed(request, future.exception())
+
+
+def check_ids(inputs: Sequence[Input]) -> None:
+    """As the engine: an id outside of the vocabulary is refused."""
+    worst = max((max(one) for one in inputs if not isinstance(one, str)), default=0)
+    if worst >= INFO.vocab_size:
+        raise errors.InvalidInput(f"token id {worst} >= vocabulary size {INFO.vocab_size}")
+
+
+def too_long(request: Request) -> errors.TooLong | None:
+    """The fake counts characters or ids for tokens."""
+    longest = max(map(len, request.inputs))
+    if request.options.truncate is False and longest > INFO.max_input_length:
+        return errors.TooLong(f"{longest} tokens > {INFO.max_input_length}, the most this model takes")
+    return None
