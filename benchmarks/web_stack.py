@@ -277,10 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one window")
-    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        return serve(*options.serve[:2], *map(int, options.serve[2:]))
     server_core, load_core = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, {load_core})
     encoders, digits = measure_encoders(12), orjson_float32()
@@ -297,4 +294,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    else:
+        main()

@@ -6,22 +6,28 @@ tokens or the terminal. What is written to a path is called PATH.part until it i
 
 import contextlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from openbei.errors import EmptyInput, InvalidInput, MalformedBody
+from openbei.engine.request import Options
+from openbei.errors import ConfigError, EmptyInput, InvalidInput, MalformedBody, TokenizerFailed, TooLong
+
+if TYPE_CHECKING:
+    from openbei.engine.engine import Engine
 
 Row = NDArray[np.float32]
 InputFormat = Literal["auto", "lines", "jsonl"]
-SUFFIXES: dict[str, InputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "lines"}
+INPUT_SUFFIXES: dict[str, InputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "lines"}
+OUTPUT_SUFFIXES = (".jsonl", ".ndjson", ".npy", "")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -43,6 +49,33 @@ class ReadOptions:
     skip_empty: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to embed, how, and where to. source, output: None for stdin and stdout. Raises ConfigError."""
+
+    source: Path | None
+    output: Path | None
+    reading: ReadOptions = ReadOptions()
+    options: Options = Options()
+
+    def __post_init__(self) -> None:
+        if self.output is not None and self.output.suffix.lower() not in OUTPUT_SUFFIXES:
+            raise ConfigError(f"output must end in .jsonl or .npy, got {self.output.name}")
+
+
+def run(engine: "Engine", job: Job, on_text: Callable[["Line"], None]) -> None:
+    """Embed all of job.source into job.output; on_text is called after each text is written.
+
+    Raises what read, the engine and the disk raise; job.output then has not changed.
+    """
+    with open_source(job.source) as source, open_output(job.output) as output:
+        lines = read(source, job.source.name if job.source else "", job.reading)
+        pairs = embed_lines(lines, lambda texts: engine.embed_stream(texts, job.options))
+        width = job.options.dimensions or engine.info.embedding_dim
+        is_npy = job.output is not None and job.output.suffix.lower() == ".npy"
+        write_all(pairs, NpyWriter(output, width) if is_npy else JsonLinesWriter(output), on_text)
+
+
 def read(file: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[Line]:
     """Lines of bytes -> texts, one at a time; `name` is the file's name, whose suffix may tell the format.
 
@@ -51,7 +84,7 @@ def read(file: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[Lin
     """
     lines = iter(file)
     first = next(lines, b"")
-    kind = SUFFIXES.get(Path(name).suffix.lower()) if options.format == "auto" else options.format
+    kind = INPUT_SUFFIXES.get(Path(name).suffix.lower()) if options.format == "auto" else options.format
     decode = _json_text if (kind or _guess(first)) == "jsonl" else _plain_text
     end_bytes = 0
     for index, raw in enumerate(chain([first] if first else [], lines)):
@@ -105,8 +138,11 @@ def embed_lines(lines: Iterable[Line], embed: Callable[[Iterable[str]], Iterator
             waiting.append(line)
             yield line.text
 
-    for row in embed(texts()):
-        yield waiting.popleft(), row
+    try:
+        for row in embed(texts()):
+            yield waiting.popleft(), row
+    except (TooLong, TokenizerFailed) as error:
+        raise InvalidInput(f"{error} (in one of the lines {waiting[0].index + 1} to {waiting[-1].index + 1})") from None
 
 
 class Writer(Protocol):
@@ -160,25 +196,42 @@ class NpyWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-def write_all(pairs: Iterable[tuple[Line, Row]], writer: Writer, on_row: Callable[[Line], None]) -> int:
-    """Write every vector and tell `on_row` of each; the number written. What came before an error stays readable."""
-    count = 0
+def write_all(pairs: Iterable[tuple[Line, Row]], writer: Writer, on_text: Callable[[Line], None]) -> None:
+    """Write every vector and tell `on_text` of each. What was written before an error stays readable."""
     try:
         for line, row in pairs:
             writer.write(line, row)
-            on_row(line)
-            count += 1
+            on_text(line)
     finally:
         writer.finish()
-    return count
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name only once everything is in it and on the disk; until then it is PATH.part."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        yield cast(BinaryIO, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+def open_source(path: Path | None) -> Iterator[BinaryIO]:
+    """A file to read, or stdin."""
+    if path is None:
+        yield sys.stdin.buffer
+        return
+    with path.open("rb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_output(path: Path | None) -> Iterator[BinaryIO]:
+    """A file to write that takes its name only once everything is in it and on the disk; until then PATH.part.
+
+    Stdout and what is no regular file, such as a pipe or /dev/null, is written to directly.
+    """
+    if path is None:
+        yield sys.stdout.buffer
+    elif path.exists() and not path.is_file():
+        with path.open("wb") as device:
+            yield device
+    else:
+        path = path.resolve()  # a link stays a link
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)

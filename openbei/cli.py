@@ -4,36 +4,40 @@ Owns what a person types and reads; never touches tensors or requests. What take
 command that needs it, so that `bei --help` is quick and `bei serve` starts quickly.
 """
 
+import os
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
+import orjson
+from click.core import ParameterSource
 
 from openbei.config import EngineConfig, ServerConfig
-from openbei.errors import ConfigError, OpenBeiError
+from openbei.errors import OpenBeiError
 from openbei.flags import ConfigCommand, Secret, config_options, pick
 
 if TYPE_CHECKING:
-    from openbei.bulk import Writer
-    from openbei.engine.engine import Engine
+    from openbei.progress import Progress
+    from openbei.weights.checkpoint import Checkpoint
 
 # TEI's flags that have no meaning here, and what openbei does instead.
 IGNORED: dict[str, tuple[click.ParamType[Any], str]] = {
-    "--uds-path": (click.STRING, "no second process is spoken to"),
+    "--uds-path": (click.STRING, "there is no second process to speak to"),
     "--disable-spans": (click.BOOL, "no spans are logged"),
     "--otlp-endpoint": (click.STRING, "no traces are sent"),
     "--otlp-service-name": (click.STRING, "no traces are sent"),
     "--prometheus-port": (click.STRING, "/metrics is on --port"),
-    "--dense-path": (click.STRING, "the Dense modules are those of the model's modules.json"),
+    "--dense-path": (click.STRING, "the Dense modules are those that the model's modules.json names"),
 }
 SERVING_ONLY = ("served_model_name", "max_concurrent_requests", "max_queue_tokens", "max_client_batch_size")
 LOADING_ONLY = ("model_id", "revision", "dtype", "pooling", "huggingface_hub_cache", "hf_token")
-TEXTS_IN_FLIGHT = 1024
+FORMATS = ("auto", "lines", "jsonl")
+OUTPUT_HELP = "JSONL, or a NumPy array if it ends in .npy; stdout if not set"
+FORMAT_HELP = "auto goes by FILE's suffix, else by its first line: a JSON string or object makes it jsonl"
 
 
 class Commands(click.Group):
@@ -48,7 +52,8 @@ class Commands(click.Group):
         except OpenBeiError as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
-            raise click.ClickException(": ".join(map(str, filter(None, (error.filename, error.strerror or error))))) from None
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}{error.strerror or error}") from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,13 +87,15 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
     logs.start(config.json_output)
     checkpoint = _load(engine_config)
 
+    from openbei.describe import served_facts
     from openbei.engine.start import start
     from openbei.server.serve import serve as serve_engine
 
     with start(checkpoint, engine_config) as engine:
 
         def on_ready(url: str) -> None:
-            facts = served_facts(checkpoint, engine_config, engine.info, url)
+            facts = {"address": url, "docs": f"{url}/docs", "listens_on": config.hostname}
+            facts |= served_facts(checkpoint, engine_config, engine.info)
             _print_ready(facts, config, time.monotonic() - started_s)
 
         serve_engine(engine, config, on_ready)
@@ -134,8 +141,8 @@ def _settle_tei(values: dict[str, Any]) -> None:
 
 @main.command(cls=ConfigCommand)
 @click.argument("file", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@_OUTPUT
-@_INPUT_FORMAT
+@click.option("-o", "--output", default="-", type=click.Path(dir_okay=False, allow_dash=True), help=OUTPUT_HELP)
+@click.option("--input-format", type=click.Choice(FORMATS), default="auto", show_default=True, help=FORMAT_HELP)
 @click.option("--field", default="text", show_default=True, help="Key of the text where a line is a JSON object")
 @click.option("--skip-empty", is_flag=True, help="Leave out lines without text; if not set they are an error")
 @click.option("--prompt-name", help="Prompt of the model's own list put before every text")
@@ -151,11 +158,40 @@ def embed(**values: Any) -> None:
     """
     config = EngineConfig(**pick(EngineConfig, values))
 
-    from openbei.bulk import BulkJob, run
+    from openbei.bulk import Job, Line, ReadOptions, run
+    from openbei.engine.request import Options
+
+    source, output = (None if values[name] == "-" else Path(values[name]) for name in ("file", "output"))
+    reading = ReadOptions(values["input_format"], values["field"], values["skip_empty"])
+    options = Options(**{name: values[name] for name in ("prompt_name", "normalize", "dimensions")})
+    job = Job(source, output, reading, options)
+    checkpoint = _load(config)
+
     from openbei.engine.start import start
 
-    checkpoint = _load(config)
-    ...
+    with start(checkpoint, config) as engine:
+        progress = _progress(source, values["progress"])
+
+        def on_text(line: Line) -> None:
+            progress.add(line.end_bytes, int(engine.metrics.batch_tokens.sum))
+
+        try:
+            run(engine, job, on_text)
+        except BaseException:
+            where = "" if output is None else f"; they are in {output}.part"
+            click.echo(f"stopped after {progress.close()}{where}", err=True)
+            raise
+        click.echo(progress.close(), err=True)
+
+
+def _progress(source: Path | None, shown: bool | None) -> "Progress":
+    from openbei.progress import Progress
+
+    if source is None and sys.stdin.isatty():
+        click.echo("reading texts from the terminal, one a line; Ctrl-D ends them", err=True)
+    status = os.fstat(sys.stdin.fileno()) if source is None else source.stat()
+    total_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None
+    return Progress(total_bytes, sys.stderr.isatty() if shown is None else shown)
 
 
 @main.command(cls=ConfigCommand)

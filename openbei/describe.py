@@ -62,18 +62,17 @@ def num_parameters(value: Any) -> int:
     return 0
 
 
-def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo, url: str) -> Facts:
+def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo) -> Facts:
     """A running server -> what a person wants to know of it first."""
     spec, millions = checkpoint.model.spec, num_parameters(checkpoint.model) / 1e6
+    too_long = "cut" if engine.auto_truncate else "refused"
     network = f"{spec.family}, {spec.num_layers} layers, {spec.width} wide, {millions:.1f} million parameters"
     return {
-        "address": url,
-        "docs": f"{url}/docs",
         "model": info.model_id,
         "network": f"{network}, {info.pooling} pooling",
         "precision": f"{info.dtype}: {precision_reason(engine.dtype, info.dtype)}",
         "device": f"{info.device}, {info.max_batch_tokens} tokens a batch",
-        "input": f"at most {info.max_input_length} tokens; {'longer is cut' if engine.auto_truncate else 'longer is refused'}",
+        "input": f"at most {info.max_input_length} tokens; longer is {too_long}",
     }
 
 
@@ -81,7 +80,7 @@ def precision_reason(asked: str, dtype: str) -> str:
     """Why a precision was chosen."""
     if asked != "auto":
         return "asked for with --dtype"
-    return "this CPU has it" if dtype == "bfloat16" else "this CPU has no native bfloat16"
+    return "native on this CPU" if dtype == "bfloat16" else "this CPU has no native bfloat16"
 
 
 def table(facts: Mapping[str, Any]) -> str:

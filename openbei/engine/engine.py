@@ -5,14 +5,14 @@ polling: a lane that becomes free forms its next batch from whatever waits, at o
 Owns admission, batching and the life of the executor; never touches HTTP, JSON or tensors other than NumPy.
 """
 
+import itertools
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from itertools import islice
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +38,12 @@ from openbei.errors import (
 from openbei.model.spec import pack
 from openbei.weights.checkpoint import Checkpoint
 
-Status = Literal["starting", "ready", "draining", "failed"]
+Clock = Callable[[], float]
+Status = Literal["ready", "draining", "failed"]
 CHUNK_INPUTS = 256
 WINDOW_INPUTS = 4096
 MAX_RETRY_AFTER_S = 30
-RESTART_PAUSE_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+RESTART_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,18 @@ log = logging.getLogger(__name__)
 class Engine:
     """Tokenizer, queue and executor for one model: requests in, futures of results out.
 
-    make_executor is called once to start, and again after an executor raised.
+    make_executor is called once to start, and again after an executor raised. clock: seconds, only ever forward.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, make_executor: Callable[[], Executor]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        make_executor: Callable[[], Executor],
+        clock: Clock = time.monotonic,
+    ) -> None:
         self.config = config
-        self.status: Status = "starting"
+        self._clock = clock
         text = limited(checkpoint.text, config)
         self._tokenizer = Tokenizer(text)
         self._prompt = default_prompt(text.prompts, config)
@@ -68,7 +75,7 @@ class Engine:
         self._num_admitted = 0
         self._num_running = 0
         self._alone = False
-        self._closed = False
+        self._down = self._draining = self._closed = False
         self._tokens_per_s = 1e4
         self.metrics = Metrics(self.info.max_input_length, self._queue.__len__)
         self._tokenizers = ThreadPoolExecutor(self.info.tokenization_workers, "tokenizer")
@@ -76,9 +83,15 @@ class Engine:
             threading.Thread(target=self._serve_lane, name=f"lane-{i}", daemon=True)
             for i in range(self._executor.device.num_lanes)
         ]
-        self.status = "ready"
         for lane in self._lanes:
             lane.start()
+
+    @property
+    def status(self) -> Status:
+        """ready, draining (admits nothing more) or failed (the executor is down and being restarted)."""
+        if self._draining:
+            return "draining"
+        return "failed" if self._down else "ready"
 
     # Submit
 
@@ -97,31 +110,34 @@ class Engine:
         except RequestError as error:
             self.metrics.failed(request, error)
             raise
-        pending = Pending(request, time.monotonic())
+        pending = Pending(request, self._clock())
         pending.future.add_done_callback(lambda _: self._release(num_permits))
         pending.future.add_done_callback(lambda future: self._count(request, future))
         self._tokenizers.submit(self._tokenize, pending, prompt, wait)
         return pending.future
 
-    def embed(self, texts: Sequence[str], **options: object) -> NDArray[np.float32]:
-        """Texts, any number -> embeddings float32 (B, C). Options as in request.Options; blocks until done."""
-        rows = list(self.embed_stream(texts, Options(**options)))  # type: ignore[arg-type]
-        return np.stack(rows) if rows else np.empty((0, self.info.embedding_dim), np.float32)
+    def embed(self, texts: Sequence[str], **options: Any) -> NDArray[np.float32]:
+        """Texts, any number -> embeddings float32 (B, C); blocks until done. options: fields of request.Options."""
+        parts = list(self._embed_chunks(texts, Options(**options), WINDOW_INPUTS))
+        return np.concatenate(parts) if parts else np.empty((0, self.info.embedding_dim), np.float32)
 
     def embed_stream(
         self, texts: Iterable[str], options: Options | None = None, window: int = WINDOW_INPUTS
     ) -> Iterator[NDArray[np.float32]]:
         """Texts -> their embeddings float32 (C,), in order; holds about `window` inputs at a time."""
-        options = options or Options()
+        for part in self._embed_chunks(texts, options or Options(), window):
+            yield from part
+
+    def _embed_chunks(self, texts: Iterable[str], options: Options, window: int) -> Iterator[NDArray[np.float32]]:
         chunk = min(CHUNK_INPUTS, self.config.max_client_batch_size, window)
         source, futures = iter(texts), deque[Future[Result]]()
         try:
-            while inputs := list(islice(source, chunk)):
+            while inputs := list(itertools.islice(source, chunk)):
                 futures.append(self.submit(Request(inputs=inputs, options=options), wait=True))
                 if len(futures) * chunk >= window:
-                    yield from futures.popleft().result().embeddings
+                    yield futures.popleft().result().embeddings
             while futures:
-                yield from futures.popleft().result().embeddings
+                yield futures.popleft().result().embeddings
         finally:
             for future in futures:
                 future.cancel()
@@ -131,7 +147,8 @@ class Engine:
     def drain(self) -> None:
         """Admit nothing more; what was admitted is still answered."""
         with self._changed:
-            self.status = "draining"
+            self._draining = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Drain, wait until everything admitted is answered, and stop the threads."""
@@ -203,7 +220,7 @@ class Engine:
             enabled = self.config.auto_truncate if options.truncate is None else options.truncate
             truncation = Truncation(enabled, options.truncation_direction)
             token_ids = self._tokenizer.encode(pending.request.inputs, truncation, prompt)
-            pending.tokenized([len(ids) for ids in token_ids], time.monotonic())
+            pending.tokenized([len(ids) for ids in token_ids], self._clock())
             self._enqueue([Encoding(ids, pending, i) for i, ids in enumerate(token_ids)], pending, wait)
         except Exception as error:  # the pool would swallow it, and the client would hang
             pending.fail(error)
@@ -212,8 +229,8 @@ class Engine:
         num_tokens = pending.num_tokens
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._queue.has_room(num_tokens) or self.status == "failed")
-            if self.status == "failed":
+                self._changed.wait_for(lambda: self._queue.has_room(num_tokens) or self._down)
+            if self._down:
                 raise InferenceFailed("the executor is down")
             if not self._queue.has_room(num_tokens):
                 raise Overloaded(retry_after_s=self._retry_after_s())
@@ -250,11 +267,11 @@ class Engine:
                     return encodings, alone
 
     def _run(self, encodings: list[Encoding[Pending]], alone: bool) -> None:
-        begin_s = time.monotonic()
+        begin_s = self._clock()
         batch = pack(self._spec, [encoding.token_ids for encoding in encodings])
         vectors = self._executor.run(batch, alone)
-        end_s = time.monotonic()
-        self._tokens_per_s = batch.num_tokens / (end_s - begin_s) * len(self._lanes)
+        end_s = self._clock()
+        self._tokens_per_s = batch.num_tokens / max(end_s - begin_s, 1e-6) * len(self._lanes)
         self.metrics.batch_formed(len(encodings), batch.num_tokens)
         finished = []
         with self._changed:  # a request's inputs may finish on two lanes at once
@@ -265,13 +282,13 @@ class Engine:
             self._resolve(pending)
 
     def _resolve(self, pending: Pending) -> None:
-        result = pending.resolve(time.monotonic())
+        result = pending.resolve(self._clock())
         if result is not None:
             self.metrics.succeeded(pending.request, result, pending.times)
 
     def _is_live(self, pending: Pending) -> bool:
         deadline_s = pending.request.deadline_s
-        if deadline_s is not None and time.monotonic() > deadline_s:
+        if deadline_s is not None and self._clock() > deadline_s:
             pending.fail(DeadlineExceeded("the request's deadline passed before inference began"))
         return not pending.future.done()
 
@@ -281,24 +298,24 @@ class Engine:
         """The executor raised: fail what waits, then make another; status is "failed" until one stands."""
         log.error("executor failed: %s; restarting it", error, exc_info=error)
         with self._changed:
-            first = self.status != "failed"
-            draining, self.status = self.status == "draining", "failed"
+            first, self._down = not self._down, True
             lost = {encoding.owner for encoding in (*encodings, *self._queue.clear())}
             self._changed.notify_all()
         for pending in lost:
             pending.fail(InferenceFailed(f"inference failed: {error}"))
         if first:  # another lane that fails meanwhile leaves the mending to this one
-            self._executor = self._make_executor_until_it_stands()
-            with self._changed:
-                self.status = "draining" if draining else "ready"
-                self._changed.notify_all()
+            self._make_another_executor()
 
-    def _make_executor_until_it_stands(self) -> Executor:
-        attempt = 0
-        while True:
-            time.sleep(RESTART_PAUSE_S[min(attempt, len(RESTART_PAUSE_S) - 1)])
+    def _make_another_executor(self) -> None:
+        for pause_s in itertools.chain(RESTART_PAUSES_S, itertools.repeat(RESTART_PAUSES_S[-1])):
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closed, timeout=pause_s):
+                    return
             try:
-                return self._make_executor()
+                self._executor = self._make_executor()
+                break
             except Exception:
-                attempt += 1
-                log.exception("executor did not start, attempt %d", attempt)
+                log.exception("the executor did not start; trying again")
+        with self._changed:
+            self._down = False
+            self._changed.notify_all()

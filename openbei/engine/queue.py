@@ -73,8 +73,8 @@ class Queue(Generic[Owner]):
         below, above = place - 1, place + 1
         batch, room = [oldest], max_batch_tokens - len(oldest.token_ids)
         while max_batch_requests is None or len(batch) < max_batch_requests:
-            nearest = self._nearer(below, above, len(oldest.token_ids))
-            if nearest is None or len(self._by_length[nearest][1].token_ids) > room:
+            nearest = self._nearest(below, above, len(oldest.token_ids), room)
+            if nearest is None:
                 break
             encoding = self._by_length[nearest][1]
             below, above = (below - 1, above) if nearest == below else (below, above + 1)
@@ -108,16 +108,13 @@ class Queue(Generic[Owner]):
                 self._forget(oldest)
         return None
 
-    def _nearer(self, below: int, above: int, length: int) -> int | None:
-        """Of two places at the edge of the window, the one whose length is nearer; None past both ends."""
-        if below < 0 and above >= len(self._by_length):
-            return None
-        if below < 0:
-            return above
-        if above >= len(self._by_length):
-            return below
-        shorter, longer = self._by_length[below][0][0], self._by_length[above][0][0]
-        return below if length - shorter < longer - length else above
+    def _nearest(self, below: int, above: int, length: int, room: int) -> int | None:
+        """Of the places at the two edges of a window, the one nearer to `length` that fits in room, if any."""
+        fits = [place for place in (below, above) if 0 <= place < len(self._by_length) and self._length(place) <= room]
+        return min(fits, key=lambda place: abs(self._length(place) - length), default=None)
+
+    def _length(self, place: int) -> int:
+        return self._by_length[place][0][0]
 
     def _forget(self, encoding: Encoding[Owner]) -> None:
         encoding.waiting = False

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
-import orjson
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 
@@ -85,10 +84,11 @@ def decode(body: bytes, shape: Any) -> Any:
     """JSON bytes -> `shape`; raises MalformedBody (not JSON, not UTF-8, too deep) or InvalidInput (another shape)."""
     try:
         text = body.decode()  # unknown fields are skipped unread, so their bytes are checked here
-        return decoder(shape).decode(text)
-    except msgspec.ValidationError as error:
-        check_json(body)  # the shape is looked at while reading: bad JSON further on comes first
-        raise InvalidInput(explain(error, shape)) from None
+        try:
+            return decoder(shape).decode(text)
+        except msgspec.ValidationError as error:
+            decoder(msgspec.Raw).decode(text)  # the shape fails on the way, and bad JSON further on comes first
+            raise InvalidInput(explain(error, shape)) from None
     except UnicodeDecodeError as error:
         raise MalformedBody(f"the body is not UTF-8: byte {error.start} cannot be read") from None
     except msgspec.DecodeError as error:
@@ -101,14 +101,6 @@ def decode(body: bytes, shape: Any) -> Any:
 def decoder(shape: Any) -> msgspec.json.Decoder[Any]:
     """The reader of one shape, made once."""
     return msgspec.json.Decoder(shape)
-
-
-def check_json(body: bytes) -> None:
-    """Raise MalformedBody unless the whole body is JSON."""
-    try:
-        orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedBody(f"the body is not JSON: {error}") from None
 
 
 def explain(error: msgspec.ValidationError, shape: Any) -> str:

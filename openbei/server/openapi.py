@@ -16,6 +16,7 @@ Json = dict[str, Any]
 Schemas = Mapping[Any, Json]
 
 ERROR_BODIES: dict[str, type] = {"openai": OpenAIError, "tei": TEIError}
+RULE_IDS = re.compile(r" \(E[^)]*\)")  # the contract's own numbering, in the errors' docstrings
 KEY = {"type": "http", "scheme": "bearer", "description": "Only where the server was started with --api-key."}
 
 
@@ -62,7 +63,7 @@ def responses(route: Route, schemas: Schemas) -> Json:
     body = content(ERROR_BODIES[route.dialect], schemas)
     reasons: dict[str, list[str]] = {}
     for error in route.raises:
-        reasons.setdefault(str(ANSWERS[error].status), []).append(error.__doc__ or error.__name__)
+        reasons.setdefault(str(ANSWERS[error].status), []).append(RULE_IDS.sub("", error.__doc__ or ""))
     failures = {status: {"description": " ".join(texts), "content": body} for status, texts in sorted(reasons.items())}
     return {"200": success, **failures}
 

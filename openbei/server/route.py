@@ -20,6 +20,7 @@ Dialect = Literal["tei", "openai"]
 
 EMBED_ERRORS: tuple[type[errors.RequestError], ...] = (
     errors.MalformedBody,
+    errors.EmptyInput,
     errors.Unauthorized,
     errors.PayloadTooLarge,
     errors.UnsupportedMediaType,

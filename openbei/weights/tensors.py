@@ -95,6 +95,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         # Copy-on-write: OpenVINO shares only arrays that are writable, and nobody writes.
         raw = np.asarray(np.memmap(path, mode="c"))
         start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+        if start > len(raw):
+            raise ValueError(f"its header ends at byte {start} of {len(raw)}")
         header = json.loads(raw[8:start].tobytes())
         return {name: _view(raw[start:], name, entry) for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

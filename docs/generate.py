@@ -1,0 +1,88 @@
+"""The pages that the code can write: docs/cli.md, from the commands' own options.
+
+python docs/generate.py            # writes them
+python docs/generate.py --check    # exit 1 if one is stale
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from openbei.cli import IGNORED, main
+
+DOCS = Path(__file__).parent
+CLI_HEAD = """# The command line
+
+*Made by `make docs` from the code; do not edit.*
+
+`bei` has {names}. A flag wins over its environment variable, the variable over the default.
+A boolean flag stands alone or takes a word: `--auto-truncate`, `--auto-truncate false`. Exit codes: 0 done, or drained after SIGTERM;
+1 the model, a value or a file is refused, with one line that says why; 2 a flag is unknown or malformed.
+"""
+CLI_TAIL = """
+## TEI's other flags
+
+`bei serve` takes them too, so that a start command need not change, and notes each on stderr.
+
+| flag | here |
+|---|---|
+{ignored}
+| `--hf-api-token` | the old name of `--hf-token`; `HF_API_TOKEN` too |
+
+## Other variables
+
+`LOG_LEVEL` (debug, info, warning, error) sets what is logged to stderr. `HF_HOME`, `HF_HUB_OFFLINE` and `HF_ENDPOINT`
+mean what they mean to the hub's own library. `HOSTNAME` counts only if it is an IP address, because containers set it
+to their own name.
+"""
+
+
+def cli_page() -> str:
+    """The commands -> docs/cli.md."""
+    names = [f"`{name}`" for name in main.commands]
+    ignored = "\n".join(f"| `{name}` | {instead} |" for name, (_, instead) in IGNORED.items())
+    sections = [_command(name, command) for name, command in main.commands.items()]
+    head = CLI_HEAD.format(names=", ".join(names[:-1]) + " and " + names[-1])
+    return head + "".join(sections) + CLI_TAIL.format(ignored=ignored)
+
+
+def _command(name: str, command: click.Command) -> str:
+    with click.Context(command, info_name=f"bei {name}") as context:
+        usage = " ".join(command.collect_usage_pieces(context))
+        options = [item for item in command.params if isinstance(item, click.Option) and not item.hidden]
+        rows = [_option(option, context) for option in options]
+    text = "\n".join(line.strip() for line in (command.help or "").strip().splitlines())
+    table = "\n".join(["| flag | environment | default | meaning |", "|---|---|---|---|", *rows])
+    return f"\n## bei {name}\n\n`bei {name} {usage}`\n\n{text}\n\n{table}\n"
+
+
+def _option(option: click.Option, context: click.Context) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    extra = option.get_help_extra(context)
+    default = f"`{extra['default']}`" if "default" in extra else ""
+    variable = f"`{option.envvar}`" if option.envvar else ""
+    choices = " / ".join(option.type.choices) if isinstance(option.type, click.Choice) else ""
+    meaning = f"{option.help} ({choices})" if choices else option.help
+    return f"| {names} | {variable} | {default} | {meaning} |"
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page}
+
+
+def generate(check: bool) -> int:
+    """Write every page, or count those that differ from what is on the disk."""
+    stale = 0
+    for name, make in PAGES.items():
+        path, text = DOCS / name, make()
+        if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
+            print(f"docs/{name} is stale: make docs", file=sys.stderr)
+            stale += 1
+        elif not check:
+            path.write_text(text, encoding="utf-8")
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, generate("--check" in sys.argv[1:])))

@@ -1,0 +1,131 @@
+"""An engine over a fake executor and a fake clock: one word is one token, and a test says when a batch is done."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+from threading import Event
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from openbei.config import EngineConfig
+from openbei.engine.engine import Engine
+from openbei.engine.executor import Device
+from openbei.model.spec import Batch, Embedding, Model, ModelSpec, Norm, Weights
+from openbei.weights.checkpoint import Checkpoint, TextSpec
+
+WAIT_S = 20
+WIDTH = 4
+VOCAB_SIZE = 50
+SPEC = ModelSpec("fake", VOCAB_SIZE, WIDTH, 0, 1, WIDTH, WIDTH, 1e-12, "gelu", 100)
+NOTHING = np.zeros((1, 1), np.float32)
+MODEL = Model(SPEC, Weights(Embedding(NOTHING, NOTHING, None, Norm(NOTHING, NOTHING)), ()), "mean")
+
+
+def checkpoint(folder: Path, max_length: int = 100, prompts: dict[str, str] | None = None) -> Checkpoint:
+    """A model whose words w0 to w49 are the tokens 0 to 49."""
+    words = {f"w{i}": i for i in range(VOCAB_SIZE)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(tokenizer.to_str())))
+    return Checkpoint("fake/model", None, folder, MODEL, TextSpec(file, max_length, prompts or {}))
+
+
+def words(count: int, word: int = 1) -> str:
+    """A text of `count` tokens, all the same."""
+    return " ".join([f"w{word}"] * count)
+
+
+@dataclass(eq=False)
+class Run:
+    """A batch that the engine handed to the executor and waits for."""
+
+    batch: Batch
+    alone: bool
+    done: Event = field(default_factory=Event)
+    error: Exception | None = None
+    answer: NDArray[np.float32] | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted(self.batch.lengths.tolist())
+
+    def finish(self) -> None:
+        self.done.set()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.done.set()
+
+
+class FakeExecutor:
+    """Answers each sequence with (first token, its length, 0, 0), when its Run is finished."""
+
+    def __init__(self, num_lanes: int, max_batch_tokens: int, started: "Queue[Run]") -> None:
+        self.device = Device("fake", "float32", num_lanes, max_batch_tokens)
+        self.started = started
+
+    def run(self, batch: Batch, alone: bool) -> NDArray[np.float32]:
+        run = Run(batch, alone)
+        self.started.put(run)
+        assert run.done.wait(WAIT_S)
+        if run.error is not None:
+            raise run.error
+        if run.answer is not None:
+            return run.answer
+        first = batch.input_ids[batch.cu_seqlens[:-1]]
+        rows = np.zeros((len(first), WIDTH), np.float32)
+        rows[:, 0], rows[:, 1] = first, batch.lengths
+        return rows
+
+
+class FakeClock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Harness:
+    """An engine with the handles that a test moves."""
+
+    engine: Engine
+    started: "Queue[Run | None]"  # None: a test tells its own helper thread to stop
+    clock: FakeClock
+
+    def next_run(self) -> Run:
+        return self.started.get(timeout=WAIT_S)
+
+    def idle(self) -> bool:
+        return self.started.empty()
+
+
+def harness(
+    folder: Path,
+    *,
+    num_lanes: int = 1,
+    lane_tokens: int = 10,
+    make: Callable[[Callable[[], FakeExecutor]], FakeExecutor] | None = None,
+    **config: object,
+) -> Harness:
+    """An engine with num_lanes lanes of lane_tokens tokens; make may wrap how an executor comes to be."""
+    started: Queue[Run] = Queue()
+    clock = FakeClock()
+
+    def plain() -> FakeExecutor:
+        return FakeExecutor(num_lanes, lane_tokens, started)
+
+    prompts = config.pop("prompts", None)
+    source = checkpoint(folder, int(config.pop("max_length", 100)), prompts)
+    engine = Engine(source, EngineConfig(**config), (lambda: make(plain)) if make else plain, clock)
+    return Harness(engine, started, clock)

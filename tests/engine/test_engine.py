@@ -1,0 +1,389 @@
+"""Level 7: the engine over a fake executor and a fake clock. Exact, and nothing sleeps."""
+
+import threading
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openbei.engine.request import Options, Request, Result
+from openbei.errors import (
+    BatchTooLarge,
+    ConfigError,
+    DeadlineExceeded,
+    EmptyInput,
+    InferenceFailed,
+    InvalidInput,
+    Overloaded,
+    RequestError,
+    TooLong,
+    Unhealthy,
+)
+from tests.engine.fakes import VOCAB_SIZE, WAIT_S, FakeExecutor, Harness, harness, words
+
+RAW = Options(normalize=False)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> partial[Harness]:
+    return partial(harness, tmp_path)
+
+
+def submit(house: Harness, *inputs: str | list[int], **options: object) -> Future[Result]:
+    return house.engine.submit(Request(inputs=inputs, options=Options(**{"normalize": False, **options})))
+
+
+def submit_and_wait(house: Harness, *inputs: str, deadline_s: float | None = None) -> Future[Result]:
+    """Submit while the lanes are busy, and return when the inputs wait in the queue."""
+    before = len(house.engine._queue)
+    future = house.engine.submit(Request(inputs=inputs, options=RAW, deadline_s=deadline_s))
+    with house.engine._changed:
+        assert house.engine._changed.wait_for(lambda: len(house.engine._queue) == before + len(inputs), WAIT_S)
+    return future
+
+
+def busy(house: Harness):
+    """Keep the one lane busy; what is submitted now waits."""
+    submit(house, words(1))
+    return house.next_run()
+
+
+def test_results_come_in_input_order_whatever_the_batches(make: partial[Harness]) -> None:
+    house = make(num_lanes=1, lane_tokens=6)
+    future = submit(house, words(5, 1), words(1, 2), words(4, 3), words(2, 4))
+    for lengths in ([5], [1, 2], [4]):
+        run = house.next_run()
+        assert run.lengths == lengths
+        run.finish()
+    rows = future.result(WAIT_S).embeddings
+    assert rows[:, :2].tolist() == [[1, 5], [2, 1], [3, 4], [4, 2]]
+
+
+def test_batches_hold_neighbours_in_length_across_requests(make: partial[Harness]) -> None:
+    house = make(lane_tokens=10)
+    blocker = busy(house)
+    for count in (9, 2, 8, 3, 2):
+        submit_and_wait(house, words(count))
+    blocker.finish()
+    sizes = []
+    for _ in range(3):
+        run = house.next_run()
+        sizes.append(run.lengths)
+        run.finish()
+    assert sizes == [[9], [2, 2, 3], [8]]
+
+
+def test_max_batch_tokens_of_the_config_wins_over_the_device(make: partial[Harness]) -> None:
+    house = make(lane_tokens=100, max_batch_tokens=4, max_length=4)
+    blocker = busy(house)
+    for _ in range(4):
+        submit_and_wait(house, words(2))
+    blocker.finish()
+    assert house.next_run().lengths == [2, 2]
+
+
+def test_a_text_alone_gets_the_whole_device_and_nothing_starts_beside_it(make: partial[Harness]) -> None:
+    house = make(num_lanes=2)
+    submit(house, words(3))
+    first = house.next_run()
+    submit_and_wait(house, words(4))
+    assert first.alone
+    assert house.idle()
+    first.finish()
+    assert house.next_run().lengths == [4]
+
+
+def test_a_backlog_runs_on_all_lanes_at_once(make: partial[Harness]) -> None:
+    house = make(num_lanes=2, lane_tokens=10)
+    future = submit(house, words(9), words(9), words(8))
+    runs = [house.next_run(), house.next_run()]
+    assert not any(run.alone for run in runs)
+    for run in runs:
+        run.finish()
+    house.next_run().finish()
+    assert future.result(WAIT_S).embeddings[:, 1].tolist() == [9, 9, 8]
+
+
+def test_normalised_cut_and_counted(make: partial[Harness]) -> None:
+    house = make()
+    future = submit(house, words(3, 4), normalize=True)
+    house.next_run().finish()
+    result = future.result(WAIT_S)
+    assert result.embeddings.tolist() == [pytest.approx([0.8, 0.6, 0, 0])]
+    assert result.embeddings.dtype == np.float32
+    assert (result.usage.num_tokens, result.usage.num_characters) == (3, len(words(3)))
+    future = submit(house, words(3, 4), normalize=True, dimensions=1)
+    house.next_run().finish()
+    assert future.result(WAIT_S).embeddings.tolist() == [[1.0]]
+
+
+def test_timings_say_where_the_time_went(make: partial[Harness]) -> None:
+    house = make()
+    blocker = busy(house)
+    future = submit_and_wait(house, words(2))
+    house.clock.now_s += 3
+    blocker.finish()
+    run = house.next_run()
+    house.clock.now_s += 2
+    run.finish()
+    timings = future.result(WAIT_S).timings
+    assert (timings.total_s, timings.tokenization_s, timings.queue_s, timings.inference_s) == (5, 0, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "error"),
+    [
+        ((), {}, EmptyInput),
+        (("w1", ""), {}, EmptyInput),
+        (([],), {}, EmptyInput),
+        (("w1",) * 4, {}, BatchTooLarge),
+        (("w1",), {"dimensions": 0}, InvalidInput),
+        (("w1",), {"dimensions": 5}, InvalidInput),
+        (("w1",), {"prompt_name": "nope"}, InvalidInput),
+        (([VOCAB_SIZE],), {}, InvalidInput),
+    ],
+)
+def test_bad_input_is_refused_at_once(
+    make: partial[Harness], inputs: tuple, options: dict, error: type[RequestError]
+) -> None:
+    house = make(max_client_batch_size=3)
+    with pytest.raises(error):
+        submit(house, *inputs, **options)
+    assert house.engine._num_admitted == 0
+
+
+def test_too_long_is_cut_or_refused_as_asked(make: partial[Harness]) -> None:
+    house = make(max_length=4)
+    text = "w1 w2 w3 w4 w5 w6"
+    with pytest.raises(TooLong, match="6 tokens > maximum of 4"):
+        submit(house, text, truncate=False).result(WAIT_S)
+    for direction, first in (("right", 1), ("left", 3)):
+        future = submit(house, text, truncation_direction=direction)
+        house.next_run().finish()
+        assert future.result(WAIT_S).embeddings[0, :2].tolist() == [first, 4]
+    with pytest.raises(TooLong, match="characters > maximum of 1000"):
+        submit(house, "w1" * 600, truncate=False).result(WAIT_S)
+
+
+def test_prompts_replace_the_default_and_ids_take_none_unless_asked(make: partial[Harness]) -> None:
+    house = make(prompts={"query": "w7 w7 "}, default_prompt="w9 ")
+    for inputs, options, want in (
+        ("w1", {}, [9, 2]),
+        ("w1", {"prompt_name": "query"}, [7, 3]),
+        ([5, 6], {"prompt_name": "query"}, [7, 4]),
+    ):
+        future = submit(house, inputs, **options)
+        house.next_run().finish()
+        assert future.result(WAIT_S).embeddings[0, :2].tolist() == want
+    plain = make()
+    future = submit(plain, [5, 6])
+    plain.next_run().finish()
+    assert future.result(WAIT_S).embeddings[0, :2].tolist() == [5, 2]
+
+
+def test_a_full_house_is_overloaded_and_frees_its_places(make: partial[Harness]) -> None:
+    house = make(max_concurrent_requests=2)
+    blocker = busy(house)
+    waiting = submit_and_wait(house, words(1))
+    with pytest.raises(Overloaded) as caught:
+        submit(house, words(1))
+    assert 1 <= caught.value.retry_after_s <= 30
+    waiting.cancel()
+    again = submit(house, words(1, 3))
+    blocker.finish()
+    house.next_run().finish()
+    assert again.result(WAIT_S).embeddings[0, 0] == 3
+
+
+def test_a_request_larger_than_the_house_passes_when_the_house_is_empty(make: partial[Harness]) -> None:
+    house = make(max_concurrent_requests=2)
+    future = submit(house, *[words(1)] * 5)
+    house.next_run().finish()
+    assert len(future.result(WAIT_S).embeddings) == 5
+
+
+def test_queued_tokens_are_bounded(make: partial[Harness]) -> None:
+    house = make(max_queue_tokens=5)
+    blocker = busy(house)
+    submit_and_wait(house, words(4))
+    with pytest.raises(Overloaded):
+        submit(house, words(2)).result(WAIT_S)
+    blocker.finish()
+
+
+def test_cancelled_inputs_never_run(make: partial[Harness]) -> None:
+    house = make()
+    blocker = busy(house)
+    gone = submit_and_wait(house, words(2), words(3))
+    stays = submit_and_wait(house, words(4))
+    assert gone.cancel()
+    blocker.finish()
+    run = house.next_run()
+    assert run.lengths == [4]
+    run.finish()
+    assert len(stays.result(WAIT_S).embeddings) == 1
+    with pytest.raises(CancelledError):
+        gone.result(WAIT_S)
+    assert b'te_request_failure{err="dropped"} 1' in house.engine.metrics.render()
+
+
+def test_cancelling_while_it_runs_disturbs_nobody(make: partial[Harness]) -> None:
+    house = make()
+    blocker = busy(house)
+    gone, stays = submit_and_wait(house, words(2)), submit_and_wait(house, words(2))
+    blocker.finish()
+    run = house.next_run()
+    gone.cancel()
+    run.finish()
+    assert len(stays.result(WAIT_S).embeddings) == 1
+    assert house.engine.status == "ready"
+
+
+def test_a_passed_deadline_is_never_computed(make: partial[Harness]) -> None:
+    house = make()
+    blocker = busy(house)
+    late = submit_and_wait(house, words(2), deadline_s=house.clock.now_s + 1)
+    in_time = submit_and_wait(house, words(3))
+    house.clock.now_s += 2
+    blocker.finish()
+    run = house.next_run()
+    assert run.lengths == [3]
+    run.finish()
+    in_time.result(WAIT_S)
+    with pytest.raises(DeadlineExceeded):
+        late.result(WAIT_S)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity_fail_their_request_alone(make: partial[Harness], value: float) -> None:
+    house = make()
+    blocker = busy(house)
+    bad, good = submit_and_wait(house, words(1, 1)), submit_and_wait(house, words(1, 2))
+    blocker.finish()
+    run = house.next_run()
+    run.answer = np.array([[value, 0, 0, 0], [1, 0, 0, 0]], np.float32)
+    run.finish()
+    with pytest.raises(InferenceFailed, match="NaN or infinity"):
+        bad.result(WAIT_S)
+    assert good.result(WAIT_S).embeddings[0, 0] == 1
+    assert house.engine.status == "ready"
+
+
+def test_a_crash_fails_all_who_wait_and_another_executor_takes_over(make: partial[Harness]) -> None:
+    mend, made = threading.Event(), []
+
+    def slow_to_mend(plain) -> FakeExecutor:
+        if made:
+            assert mend.wait(WAIT_S)
+        made.append(plain())
+        return made[-1]
+
+    house = make(make=slow_to_mend)
+    running = submit(house, words(1))
+    run = house.next_run()
+    waiting = submit_and_wait(house, words(2))
+    run.fail(MemoryError("device lost"))
+    for future in (running, waiting):
+        with pytest.raises(InferenceFailed, match="device lost"):
+            future.result(WAIT_S)
+    assert house.engine.status == "failed"
+    with pytest.raises(Unhealthy):
+        submit(house, words(1))
+    mend.set()
+    with house.engine._changed:
+        assert house.engine._changed.wait_for(lambda: house.engine.status == "ready", WAIT_S)
+    after = submit(house, words(1, 5))
+    house.next_run().finish()
+    assert after.result(WAIT_S).embeddings[0, 0] == 5
+    assert len(made) == 2
+
+
+def test_restart_is_tried_again_when_it_fails(make: partial[Harness]) -> None:
+    attempts = []
+
+    def second_attempt_fails(plain) -> FakeExecutor:
+        attempts.append(1)
+        if len(attempts) == 2:
+            raise RuntimeError("no device yet")
+        return plain()
+
+    house = make(make=second_attempt_fails)
+    running = submit(house, words(1))
+    house.next_run().fail(RuntimeError("boom"))
+    with pytest.raises(InferenceFailed):
+        running.result(WAIT_S)
+    with house.engine._changed:
+        assert house.engine._changed.wait_for(lambda: house.engine.status == "ready", WAIT_S)
+    assert len(attempts) == 3
+
+
+def test_draining_finishes_what_was_admitted_and_refuses_the_rest(make: partial[Harness]) -> None:
+    house = make()
+    running = submit(house, words(1, 1))
+    run = house.next_run()
+    waiting = submit_and_wait(house, words(1, 2))
+    house.engine.drain()
+    with pytest.raises(Unhealthy, match="draining"):
+        submit(house, words(1))
+    closing = threading.Thread(target=house.engine.close)
+    closing.start()
+    run.finish()
+    house.next_run().finish()
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
+    assert [running.result(0).embeddings[0, 0], waiting.result(0).embeddings[0, 0]] == [1, 2]
+
+
+def test_closing_while_the_executor_is_down_does_not_hang(make: partial[Harness]) -> None:
+    made = []
+
+    def never_again(plain) -> FakeExecutor:
+        if made:
+            raise RuntimeError("gone for good")
+        made.append(plain())
+        return made[-1]
+
+    house = make(make=never_again)
+    running = submit(house, words(1))
+    house.next_run().fail(RuntimeError("boom"))
+    with pytest.raises(InferenceFailed):
+        running.result(WAIT_S)
+    closing = threading.Thread(target=house.engine.close)
+    closing.start()
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
+
+
+def test_embed_takes_any_number_of_texts_in_order(make: partial[Harness]) -> None:
+    house = make(lane_tokens=50, max_concurrent_requests=64, max_client_batch_size=10)
+
+    def finish_all() -> None:
+        while (run := house.started.get(timeout=WAIT_S)) is not None:
+            run.finish()
+
+    worker = threading.Thread(target=finish_all)
+    worker.start()
+    texts = [words(1 + i % 7, i % VOCAB_SIZE) for i in range(500)]
+    rows = house.engine.embed(texts, normalize=False)
+    streamed = np.stack(list(house.engine.embed_stream(iter(texts), RAW, window=30)))
+    house.started.put(None)
+    worker.join(WAIT_S)
+    want = [[i % VOCAB_SIZE, 1 + i % 7] for i in range(500)]
+    assert rows[:, :2].tolist() == want
+    assert streamed[:, :2].tolist() == want
+    assert house.engine.embed([]).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"default_prompt_name": "nope"}, "nope"),
+        ({"max_batch_tokens": 10, "auto_truncate": False}, "max_batch_tokens 10 < max_input_length 100"),
+        ({"default_prompt": "a", "default_prompt_name": "b"}, "exclude each other"),
+    ],
+)
+def test_a_wrong_config_is_refused_at_start(make: partial[Harness], config: dict, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        make(**config)

@@ -1,0 +1,316 @@
+"""Where real sockets matter: clients that hang up, dawdle or stop half-way, and a server that is told to stop."""
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import pytest
+
+from openbei import errors
+from openbei.config import ServerConfig
+from openbei.errors import ConfigError
+from openbei.server.serve import Server, listen, serve, url
+from tests.server.fakes import DIM, FakeEngine, vector
+
+BODY = b'{"inputs": "a"}'
+POST = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+@contextmanager
+def running(engine: FakeEngine, **config: object) -> Iterator[tuple[str, Server]]:
+    """The real server in a thread, on a free port; drained at the end."""
+    ready = threading.Event()
+    with listen("127.0.0.1", 0) as listener:
+        server = Server(engine, ServerConfig(**config), ready.set)  # type: ignore[arg-type]
+
+        def run() -> None:
+            with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+                runner.run(server.serve(sockets=[listener]))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert ready.wait(10)
+        try:
+            yield url(listener), server
+        finally:
+            engine.release()
+            if thread.is_alive():
+                server.handle_exit(signal.SIGTERM, None)
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def address(engine: FakeEngine) -> Iterator[str]:
+    with running(engine) as (address, _):
+        yield address
+
+
+def connect(address: str) -> socket.socket:
+    parts = urlsplit(address)
+    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+
+
+def read_all(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def wait_for(claim: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + 10
+    while not claim():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
+def test_a_client_that_hangs_up_drops_its_request(engine: FakeEngine, address: str) -> None:
+    engine.hold = True
+    gone = connect(address)
+    gone.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+    wait_for(lambda: len(engine.held) == 1)
+    stays = connect(address)
+    stays.sendall(POST + b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+    wait_for(lambda: len(engine.held) == 2)
+    gone.close()
+    wait_for(engine.held[0].cancelled)
+    assert not engine.held[1].cancelled()
+    engine.release()
+    assert read_all(stays).startswith(b"HTTP/1.1 200")
+    stays.close()
+    assert b'te_request_failure{err="dropped"} 1\n' in engine.metrics.render()
+
+
+def test_half_a_body_reaches_no_engine(engine: FakeEngine, address: str) -> None:
+    client = connect(address)
+    client.sendall(POST + b"content-length: 1000\r\n\r\n" + BODY)
+    client.close()
+    assert httpx.post(f"{address}/embed", json={"inputs": "b"}).status_code == 200
+    assert [list(request.inputs) for request in engine.requests] == [["b"]]
+
+
+def test_a_slow_sender_is_answered_and_holds_nobody_up(address: str) -> None:
+    slow = connect(address)
+    slow.sendall(POST + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(BODY))
+    for i in range(len(BODY)):
+        slow.sendall(BODY[i : i + 1])
+        if i == 7:
+            assert httpx.get(f"{address}/health").status_code == 200
+    assert read_all(slow).startswith(b"HTTP/1.1 200")
+    slow.close()
+
+
+def test_a_large_content_length_is_refused_before_the_body(engine: FakeEngine) -> None:
+    with running(engine, payload_limit=100) as (address, _):
+        client = connect(address)
+        client.sendall(POST + b"content-length: 101\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 413")
+        client.close()
+
+
+def test_a_chunked_body_is_refused_while_it_comes_in(engine: FakeEngine) -> None:
+    with running(engine, payload_limit=100) as (address, _):
+        client = connect(address)
+        client.sendall(POST + b"transfer-encoding: chunked\r\n\r\n" + b"20\r\n%b\r\n" % (b" " * 32) * 4)
+        assert client.recv(65536).startswith(b"HTTP/1.1 413")
+        client.close()
+
+
+def test_a_chunked_body_is_read(address: str) -> None:
+    client = connect(address)
+    client.sendall(
+        POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+    )
+    assert read_all(client).startswith(b"HTTP/1.1 200")
+    client.close()
+
+
+def test_the_wrong_key_is_refused_before_the_body(engine: FakeEngine) -> None:
+    with running(engine, api_key="k") as (address, _):
+        client = connect(address)
+        client.sendall(POST + b"content-length: 1000\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 401")
+        client.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/models/org%2Ftiny", "/v1/models/org/tiny"])
+def test_a_model_s_id_encoded_and_raw(address: str, path: str) -> None:
+    assert httpx.get(address + path).json()["id"] == "org/tiny"
+
+
+def test_head_has_no_body(address: str) -> None:
+    client = connect(address)
+    client.sendall(b"HEAD /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert read_all(client).endswith(b"\r\n\r\n")
+    client.close()
+
+
+def test_health_is_quick_while_requests_wait(engine: FakeEngine, address: str) -> None:
+    engine.hold = True
+    waiting = [connect(address) for _ in range(20)]
+    for client in waiting:
+        client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+    wait_for(lambda: len(engine.held) == 20)
+    assert httpx.get(f"{address}/health", timeout=5).status_code == 200
+    engine.release()
+    for client in waiting:
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.close()
+
+
+# The openai client, as it comes
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="k", max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("options", [{}, {"encoding_format": "float"}, {"dimensions": DIM}])
+def test_openai_client(client: openai.OpenAI, options: dict[str, object]) -> None:
+    answer = client.embeddings.create(model="m", input=["fox", "né"], user="u", **options)  # type: ignore[call-overload]
+    assert [one.index for one in answer.data] == [0, 1]
+    for text, one in zip(["fox", "né"], answer.data, strict=True):
+        wanted = vector(text)
+        assert one.embedding == pytest.approx(list(wanted / (wanted @ wanted) ** 0.5), abs=1e-6)
+    assert answer.usage.total_tokens == 6
+
+
+def test_openai_client_base64_by_name_and_token_ids(client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(model="m", input=[5, 6], encoding_format="base64")
+    assert isinstance(answer.data[0].embedding, str)
+    assert len(client.embeddings.create(model="m", input=[[5, 6], [7]]).data) == 2
+
+
+def test_openai_client_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["org/tiny"]
+    assert client.models.retrieve("org/tiny").owned_by == "openbei"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("org/other")
+
+
+@pytest.mark.parametrize(
+    ("raised", "wanted"),
+    [
+        (errors.EmptyInput("empty"), openai.BadRequestError),
+        (errors.Unauthorized("key"), openai.AuthenticationError),
+        (errors.InvalidInput("wrong"), openai.UnprocessableEntityError),
+        (errors.Overloaded(), openai.RateLimitError),
+        (errors.Unhealthy(), openai.InternalServerError),
+        (errors.DeadlineExceeded("late"), openai.InternalServerError),
+        (errors.InferenceFailed("NaN"), openai.APIStatusError),
+    ],
+)
+def test_openai_client_errors(
+    engine: FakeEngine, client: openai.OpenAI, raised: Exception, wanted: type[openai.APIStatusError]
+) -> None:
+    engine.refuse_with = raised
+    with pytest.raises(wanted) as caught:
+        client.embeddings.create(model="m", input="a")
+    row = errors.answer(raised)
+    assert (caught.value.status_code, caught.value.type, caught.value.code) == (row.status, row.type, row.status)
+    assert str(raised) in caught.value.message
+
+
+def test_openai_client_retries_when_told(engine: FakeEngine, address: str) -> None:
+    engine.refuse_with = errors.Overloaded(retry_after_s=1)
+    threading.Timer(0.2, lambda: setattr(engine, "refuse_with", None)).start()
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="k", max_retries=1) as client:
+        begun_s = time.monotonic()
+        assert client.embeddings.create(model="m", input="a").data
+        assert time.monotonic() - begun_s >= 0.9
+
+
+def test_openai_client_async(address: str) -> None:
+    async def embed() -> list[int]:
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="k") as client:
+            answers = await asyncio.gather(*(client.embeddings.create(model="m", input=["a", "b"]) for _ in range(8)))
+            return [len(answer.data) for answer in answers]
+
+    assert asyncio.run(embed()) == [2] * 8
+
+
+# Start and stop
+
+
+def test_draining_answers_what_is_in_flight_and_refuses_the_rest(engine: FakeEngine) -> None:
+    engine.hold = True
+    with running(engine) as (address, server), httpx.Client(base_url=address) as other:
+        client = connect(address)
+        client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+        wait_for(lambda: len(engine.held) == 1)
+        server.handle_exit(signal.SIGTERM, None)
+        wait_for(lambda: engine.status == "draining")
+        assert other.get("/health").status_code == 503
+        assert other.post("/embed", json={"inputs": "a"}).json()["error_type"] == "Unhealthy"
+        engine.release()
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.close()
+        wait_for(lambda: engine.closed)
+
+
+@contextmanager
+def program(delay_s: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-m", "tests.server.program", str(delay_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_is_in_flight_and_exits_0(stop: signal.Signals) -> None:
+    with program(delay_s=0.5) as (process, address):
+        client = connect(address)
+        client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+        time.sleep(0.1)
+        process.send_signal(stop)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.close()
+        assert process.wait(10) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == "done\n"
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    with program(delay_s=30) as (process, address):
+        client = connect(address)
+        client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        # The server is through at once; the fake's timer thread, which is no part of it, keeps the process up.
+        assert process.stdout is not None
+        assert process.stdout.readline() == "done\n"
+        client.close()
+
+
+def test_a_taken_port_is_a_clear_error(engine: FakeEngine) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1"):
+            serve(engine, ServerConfig(hostname="127.0.0.1", port=port), print)  # type: ignore[arg-type]
+
+
+def test_a_hostname_that_is_none_is_a_clear_error(engine: FakeEngine) -> None:
+    with pytest.raises(ConfigError, match="hostname"):
+        serve(engine, ServerConfig(hostname="256.1.1.1"), print)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("hostname", "start"), [("0.0.0.0", "http://127.0.0.1:"), ("localhost", "http://")])
+def test_the_url_is_one_that_a_client_can_use(hostname: str, start: str) -> None:
+    with listen(hostname, 0) as listener:
+        assert url(listener).startswith(start)
+        assert not url(listener).endswith(":0")

@@ -1,0 +1,105 @@
+"""A model hub of the test's own, on loopback: the few endpoints that fetching a snapshot asks for."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+SHA = "5" * 40
+TOKEN = "hf_right"
+
+
+@dataclass
+class Hub:
+    """Repositories by id, each a folder; `gated` and `private` ids answer as the hub does; `asked`: the files fetched."""
+
+    repos: dict[str, Path]
+    gated: frozenset[str] = frozenset()
+    private: frozenset[str] = frozenset()
+    broken: bool = False
+    asked: list[str] = field(default_factory=list)
+    url: str = ""
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """Serve a Hub on a free port of 127.0.0.1 until the block ends."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        api = parts[:2] == ["api", "models"]
+        owner, name, *rest = parts[2:] if api else parts
+        repo = f"{owner}/{name}"
+        if refused := self._refused(repo, rest[1]):
+            self._answer(refused[0], b"{}", {"X-Error-Code": refused[1], "X-Error-Message": refused[1]})
+        elif api:
+            self._answer_json(self._about(repo, rest[0]))
+        else:
+            self._send_file(self.hub.repos[repo] / "/".join(rest[2:]))
+
+    do_HEAD = do_GET  # noqa: N815 - http.server's name
+
+    def _refused(self, repo: str, revision: str) -> tuple[int, str] | None:
+        if self.hub.broken:
+            return 500, "ServerError"
+        if repo in self.hub.gated:
+            return 403, "GatedRepo"
+        if repo in self.hub.private and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return 401, "RepoNotFound"
+        if repo not in self.hub.repos:
+            return 404, "RepoNotFound"
+        return None if revision in ("main", "v1", SHA) else (404, "RevisionNotFound")
+
+    def _about(self, repo: str, kind: str) -> Any:
+        folder = self.hub.repos[repo]
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in files]
+        if kind == "tree":
+            return [
+                {"type": "file", "path": name, "size": path.stat().st_size, "oid": _etag(path)}
+                for name, path in zip(names, files, strict=True)
+            ]
+        return {"id": repo, "modelId": repo, "sha": SHA, "siblings": [{"rfilename": name} for name in names]}
+
+    def _send_file(self, path: Path) -> None:
+        if self.command == "GET":
+            self.hub.asked.append(path.name)
+        self._answer(200, path.read_bytes(), {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": SHA})
+
+    def _answer_json(self, value: Any) -> None:
+        self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def _etag(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
