@@ -189,9 +189,16 @@ def _progress(source: Path | None, shown: bool | None) -> "Progress":
 
     if source is None and sys.stdin.isatty():
         click.echo("reading texts from the terminal, one a line; Ctrl-D ends them", err=True)
-    status = os.fstat(sys.stdin.fileno()) if source is None else source.stat()
-    total_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None
-    return Progress(total_bytes, sys.stderr.isatty() if shown is None else shown)
+    return Progress(_size_bytes(source), sys.stderr.isatty() if shown is None else shown)
+
+
+def _size_bytes(source: Path | None) -> int | None:
+    """The size of a regular file; None for pipes and terminals."""
+    try:
+        status = os.fstat(sys.stdin.fileno()) if source is None else source.stat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 @main.command(cls=ConfigCommand)

@@ -10,10 +10,10 @@ from typing import Any
 class Progress:
     """Counts what is done; draws a bar if asked to. total_bytes: None where the input has no known size."""
 
-    def __init__(self, total_bytes: int | None, shown: bool) -> None:
+    def __init__(self, total_bytes: int | None, shown: bool, pause_s: float = 0.1) -> None:
         self._started_s = time.monotonic()
         self._num_texts = self._num_tokens = 0
-        self._bar = _bar(total_bytes) if shown else None
+        self._bar = _bar(total_bytes, pause_s) if shown else None
 
     def add(self, done_bytes: int, num_tokens: int) -> None:
         """One more text is done: where its line ends in the file, and the tokens of all so far."""
@@ -37,10 +37,11 @@ class Progress:
         return max(time.monotonic() - self._started_s, 1e-9)
 
 
-def _bar(total_bytes: int | None) -> Any:
+def _bar(total_bytes: int | None, pause_s: float) -> Any:
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # no watching thread: the bar moves with every text
     known = "{percentage:3.0f}%|{bar:30}| {postfix}, {remaining} left"
     unknown = "{elapsed} {postfix}"
-    return tqdm(total=total_bytes, bar_format=unknown if total_bytes is None else known, leave=False)
+    form = unknown if total_bytes is None else known
+    return tqdm(total=total_bytes, bar_format=form, leave=False, delay=pause_s, mininterval=pause_s)

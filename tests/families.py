@@ -129,10 +129,10 @@ FAMILIES = {
 
 
 def network(family: str, **changes: Any) -> PreTrainedModel:
-    """A transformers model with weights N(0, 0.2) and norms 1 + N(0, 0.2), always the same ones. changes: config keys."""
+    """A transformers model with weights N(0, 0.2) and norms 1 + N(0, 0.2), always the same. changes: config keys."""
     tiny = FAMILIES[family]
     rows = tiny.tokenizer().get_vocab_size() + SPARE_ROWS
-    model = tiny.model(tiny.config(**{"vocab_size": rows, **tiny.keys, **changes})).eval()
+    model: PreTrainedModel = tiny.model(tiny.config(**{"vocab_size": rows, **tiny.keys, **changes})).eval()
     generator = torch.Generator().manual_seed(20)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -36,8 +36,9 @@ class Tokenizer:
             raise ModelError(f"{text.tokenizer_file.name} cannot be read: {error}") from error
         self._library.no_truncation()
         self._library.no_padding()
-        if text.lower_case:
-            _add_lower_case(self._library)
+        if text.lower_case:  # harmless where the file lower-cases too
+            present = self._library.normalizer
+            self._library.normalizer = Lowercase() if present is None else NormalizerSequence([Lowercase(), present])
         self.max_length = text.max_length
         self.vocab_size = self._library.get_vocab_size()
         self._num_prefix, self._num_suffix = self._count_specials()
@@ -73,7 +74,7 @@ class Tokenizer:
             return []
         try:
             return [encoding.ids for encoding in self._library.encode_batch_fast(texts)]
-        except UnicodeError as error:
+        except (TypeError, UnicodeError) as error:  # by version; a str that UTF-8 cannot hold
             raise InvalidInput("input is not valid Unicode: it holds a lone surrogate") from error
         except Exception as error:  # the library raises bare Exception
             raise TokenizerFailed(f"tokenizer failed: {error}") from error
@@ -97,10 +98,3 @@ class Tokenizer:
 
 def _is_text(item: Input) -> bool:
     return isinstance(item, str)
-
-
-def _add_lower_case(library: tokenizers.Tokenizer) -> None:
-    present = library.normalizer
-    if present is not None and '"lowercase":true' in str(library.to_str()).replace(" ", ""):
-        return
-    library.normalizer = Lowercase() if present is None else NormalizerSequence([Lowercase(), present])

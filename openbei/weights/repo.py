@@ -59,6 +59,8 @@ def locate(model: str | None, options: HubOptions | None = None) -> Source:
     """
     if model is None:
         return Source(DEFAULT_MODEL, None, _default_folder())
+    if not model:
+        raise ModelNotFound("the model's name is empty; give a folder or a hub id")
     path = Path(model).expanduser()
     if path.is_dir():
         return Source(model, None, path)
@@ -111,7 +113,7 @@ def _advice(model: str, options: HubOptions, error: Exception) -> str:
     token = "give a token with --hf-token or HF_TOKEN"
     match error:
         case errors.HFValidationError():
-            advice = f"there is no folder {model}, and it is not a hub id (owner/name)"
+            advice = f"there is no folder {model!r}, and it is not a hub id (owner/name)"
         case errors.GatedRepoError():
             advice = f"{model} is gated: accept its terms at {hub}/{model}, then {token}"
         case errors.RevisionNotFoundError():
@@ -125,9 +127,9 @@ def _advice(model: str, options: HubOptions, error: Exception) -> str:
                 f"{model} is not in the cache, and {hub} fails: check the network and HF_ENDPOINT, or give a folder"
             )
         case _:
-            advice = f"{model} could not be fetched from {hub}: {type(error).__name__}: {_first_line(error)}"
+            advice = f"{model} could not be fetched from {hub}: {type(error).__name__}: {_one_line(error)}"
     return advice
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

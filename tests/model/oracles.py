@@ -1,4 +1,4 @@
-"""A tiny model of each family with one packed batch and transformers' answer to it; and the two backends as functions."""
+"""A tiny model of each family with a packed batch and transformers' answer to it; the two backends as functions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

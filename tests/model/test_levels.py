@@ -12,6 +12,7 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from openbei.model.ops import bias_by_distance
 from openbei.model.spec import Layer, Linear, Model, Pooling, pack
+from openbei.weights.load import load
 from tests import families
 from tests.model import oracles
 from tests.model.oracles import Case, error, pooled, states_of, vectors_of
@@ -68,7 +69,7 @@ def test_a_literal_pad_token_takes_its_own_position(family: str, backend: str, c
 @pytest.mark.parametrize("hidden_act", ["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu"])
 def test_every_activation_matches_transformers(hidden_act: str, tmp_path: Path) -> None:
     judge = families.network("bert", hidden_act=hidden_act)
-    model = oracles.load(str(families.save(tmp_path, "bert", judge))).model
+    model = load(str(families.save(tmp_path, "bert", judge))).model
     ids, types = oracles.sequences(model, LENGTHS)
     wanted = families.transformers_states(judge, ids, types)
     for backend in BACKENDS:

@@ -16,12 +16,16 @@ TOKEN = "hf_right"
 
 @dataclass
 class Hub:
-    """Repositories by id, each a folder; `gated` and `private` ids answer as the hub does; `asked`: the files fetched."""
+    """Repositories by id, each a folder; gated and private ids answer as the hub does.
+
+    broken: answer 500 to all. lost: a file that is listed and not there. asked: the files that were fetched.
+    """
 
     repos: dict[str, Path]
     gated: frozenset[str] = frozenset()
     private: frozenset[str] = frozenset()
     broken: bool = False
+    lost: str = ""
     asked: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -45,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         parts = self.path.partition("?")[0].strip("/").split("/")
         api = parts[:2] == ["api", "models"]
         owner, name, *rest = parts[2:] if api else parts
@@ -55,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif api:
             self._answer_json(self._about(repo, rest[0]))
         else:
-            self._send_file(self.hub.repos[repo] / "/".join(rest[2:]))
+            self._send_file("/".join(rest[2:]), self.hub.repos[repo])
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
@@ -81,7 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
             ]
         return {"id": repo, "modelId": repo, "sha": SHA, "siblings": [{"rfilename": name} for name in names]}
 
-    def _send_file(self, path: Path) -> None:
+    def _send_file(self, name: str, folder: Path) -> None:
+        if name == self.hub.lost:
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        path = folder / name
         if self.command == "GET":
             self.hub.asked.append(path.name)
         self._answer(200, path.read_bytes(), {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": SHA})

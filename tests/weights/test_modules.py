@@ -148,7 +148,7 @@ def test_dense_modules_that_do_more_are_refused(changes: dict[str, Any], said: s
 def test_normalising_tokens_is_refused(tmp_path: Path) -> None:
     config = {"module_input_name": "token_embeddings"}
     folder = _folder(tmp_path, ["Transformer", "Pooling", "Normalize"], _2_Normalize=config)
-    with pytest.raises(UnsupportedModel, match="2_Normalize/config.json has module_input_name"):
+    with pytest.raises(UnsupportedModel, match=r"2_Normalize/config\.json has module_input_name"):
         read_modules(folder)
 
 

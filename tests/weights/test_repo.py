@@ -96,7 +96,7 @@ def test_a_cached_model_is_served_while_the_hub_is_down_or_forbidden(
 
 def test_a_private_model_needs_the_right_token(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(
-        ModelNotFound, match="owner/private.* or it is private: give a token with --hf-token or HF_TOKEN"
+        ModelNotFound, match=r"owner/private.* or it is private: give a token with --hf-token or HF_TOKEN"
     ):
         locate("owner/private", _options(tmp_path, token="hf_wrong"))
     assert locate("owner/private", _options(tmp_path, token=TOKEN)).revision == SHA
@@ -108,9 +108,9 @@ def test_a_private_model_needs_the_right_token(hub: Hub, tmp_path: Path) -> None
         ("owner/none", None, "no folder owner/none, and no model of this name at http://127"),
         ("owner/gated", None, "owner/gated is gated: accept its terms at http://127.*/owner/gated, then give a token"),
         ("owner/tiny", "v9", "owner/tiny has no revision 'v9'"),
-        ("owner/ti..ny", None, "no folder owner/ti..ny, and it is not a hub id"),
-        ("what is this", None, "no folder what is this, and it is not a hub id"),
-        ("", None, "no folder"),
+        ("owner/ti..ny", None, "no folder 'owner/ti..ny', and it is not a hub id"),
+        ("what is this", None, "no folder 'what is this', and it is not a hub id"),
+        ("", None, "name is empty"),
     ],
 )
 def test_what_the_hub_refuses_says_what_to_do(
@@ -124,8 +124,14 @@ def test_what_the_hub_refuses_says_what_to_do(
 def test_a_broken_hub_is_an_error_that_names_it(hub: Hub, tmp_path: Path) -> None:
     hub.broken = True
     with pytest.raises(
-        ModelNotFound, match="owner/tiny is not in the cache, and http://127.* fails: check the network"
+        ModelNotFound, match=r"owner/tiny is not in the cache, and http://127.* fails: check the network"
     ):
+        locate("owner/tiny", _options(tmp_path))
+
+
+def test_a_file_lost_on_the_way_is_an_error_that_names_it(hub: Hub, tmp_path: Path) -> None:
+    hub.lost = "tokenizer.json"
+    with pytest.raises(ModelNotFound, match=r"owner/tiny could not be fetched from http://127.*tokenizer\.json"):
         locate("owner/tiny", _options(tmp_path))
 
 
@@ -133,7 +139,7 @@ def test_no_network_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
-        with pytest.raises(ModelNotFound, match="not in the cache, and http://127.* fails: check the network"):
+        with pytest.raises(ModelNotFound, match=r"not in the cache, and http://127.* fails: check the network"):
             locate("owner/tiny", _options(tmp_path))
 
 
@@ -158,7 +164,7 @@ def test_a_folder_is_itself_and_touches_no_hub(repo: Path, monkeypatch: pytest.M
     assert (source.model_id, source.revision, source.folder) == ("repo", None, Path("repo"))
 
 
-@pytest.mark.parametrize("model", ["./none", "/none/of/this", "~/none-of-this", "a/b/c", ".."[:1] + "/none"])
+@pytest.mark.parametrize("model", ["./none", "/none/of/this", "~/none-of-this", "a/b/c"])
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(model: str, hub: Hub) -> None:
     with pytest.raises(ModelNotFound, match="there is no folder"):
         locate(model)

@@ -37,7 +37,7 @@ def test_every_format_and_float_type_widens_exactly(kind: str, dtype: torch.dtyp
     assert set(tensors) == {"a", "ids"}
     np.testing.assert_array_equal(tensors["a"].float32(), stored.float().numpy())
     assert tensors["a"].float32().dtype == np.float32
-    with pytest.raises(WeightsError, match="int64|I64"):
+    with pytest.raises(WeightsError, match=r"int64|I64"):
         tensors["ids"].float32()
 
 
