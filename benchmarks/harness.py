@@ -92,7 +92,8 @@ def machine() -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), **found}
+    load = round(os.getloadavg()[0], 2)  # above the cores in use here, something else ran too
+    return {"cpu": cpu, "cores": os.cpu_count(), "load": load, "python": platform.python_version(), **found}
 
 
 def table(rows: list[dict[str, str]]) -> str:

@@ -10,50 +10,73 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from peers import Way
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running `bei serve`."""
-
-    process: subprocess.Popen[str]
-    port: int
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
-def start_server(folder: Path) -> Server:
-    """`bei serve` on a free port -> once it prints its address."""
-    command = [sys.executable, "-m", "openbei.cli", "serve", str(folder), "--port", "0", "--hostname", "127.0.0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if found := re.search(r"http://[^:/\s]+:(\d+)", line):
-            return Server(process, int(found[1]))
-    sys.exit(f"the server stopped with {process.wait()}")
+def spawn(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """`bei serve`, as a person would start it."""
+    command = [
+        sys.executable,
+        "-m",
+        "openbei.cli",
+        "serve",
+        str(folder),
+        "--port",
+        str(port),
+        "--hostname",
+        "127.0.0.1",
+    ]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def first_answer(process: subprocess.Popen[bytes], port: int, text: str) -> np.ndarray:
+    """Try a request every 5 ms until the server answers it -> its vector (C,)."""
+    while process.poll() is None:
+        with contextlib.suppress(ConnectionError):
+            return asyncio.run(_once(port, text))[0]
+        time.sleep(0.005)
+    sys.exit(f"the server stopped with {process.returncode}")
+
+
+async def _once(port: int, text: str) -> np.ndarray:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request([text]))
+    body = await answer(reader)
+    writer.close()
+    return vectors(body)
 
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[int]:
     """A server for the time of a block -> its port."""
-    running = start_server(folder)
+    port = free_port()
+    process = spawn(folder, port)
     try:
-        yield running.port
+        first_answer(process, port, "ready?")
+        yield port
     finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
 
 
 def request(texts: Sequence[str]) -> bytes:
     """One POST /v1/embeddings with base64 vectors, which the OpenAI client asks for if nobody tells it otherwise."""
     body = json.dumps({"model": "m", "input": texts, "encoding_format": "base64"}).encode()
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+    head = "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
     return f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 

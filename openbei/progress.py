@@ -41,7 +41,7 @@ def _bar(total_bytes: int | None, pause_s: float) -> Any:
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # no watching thread: the bar moves with every text
-    known = "{percentage:3.0f}%|{bar:30}| {postfix}, {remaining} left"
-    unknown = "{elapsed} {postfix}"
+    known = "{percentage:3.0f}%|{bar:30}|{postfix}, {remaining} left"
+    unknown = "{elapsed}{postfix}"
     form = unknown if total_bytes is None else known
     return tqdm(total=total_bytes, bar_format=form, leave=False, delay=pause_s, mininterval=pause_s)

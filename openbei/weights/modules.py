@@ -142,7 +142,7 @@ def _check_order(kinds: Sequence[str], num_dense: int) -> None:
 
 def _pooling(folder: Path, path: str, wanted: Pooling | None) -> Pooling:
     config = read_object(folder / path / "config.json")
-    if not config.get("include_prompt", True) and _prompts(folder):
+    if not config.get("include_prompt", True):
         raise UnsupportedModel(f"{path}/config.json leaves prompts out of the pooling (include_prompt false)")
     if wanted is not None:
         return wanted

@@ -134,7 +134,8 @@ def test_an_error_leaves_nothing_that_looks_finished(bei: Bei, tmp_path: Path, s
     assert f"{output}.part" in result.stderr
     assert output.read_bytes() == b"of another run"
     part = tmp_path / f"v.{suffix}.part"
-    kept = len(np.load(part.open("rb"))) if suffix == "npy" else len(part.read_text().splitlines())
+    with part.open("rb") as file:
+        kept = len(np.load(file)) if suffix == "npy" else len(file.readlines())
     assert kept == 8  # the last two of ten were still in flight
 
 
@@ -178,7 +179,7 @@ def test_the_bar_shows_rates_and_time_left(capsys: pytest.CaptureFixture[str]) -
         progress.add(4 * (i + 1), 3 * (i + 1))
     assert progress.close().startswith("50 texts in 0.")
     last = capsys.readouterr().err.split("\r")[-3]
-    assert re.fullmatch(r" 50%\|█+ +\| [\d,]+ texts/s, [\d,]+ tokens/s, 00:00 left", last)
+    assert re.fullmatch(r" 50%\|█+ +\|, [\d,]+ texts/s, [\d,]+ tokens/s, 00:00 left", last)
 
 
 def test_the_bar_without_a_known_size(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,10 +59,8 @@ def test_other_poolings_are_refused_unless_one_is_given(config: dict[str, Any], 
     assert read_modules(folder, "cls").pooling == "cls"
 
 
-def test_leaving_the_prompt_out_is_refused_only_where_there_are_prompts(tmp_path: Path) -> None:
+def test_leaving_the_prompt_out_of_the_pooling_is_refused(tmp_path: Path) -> None:
     folder = _folder(tmp_path, ["Transformer", "Pooling"], {"pooling_mode": "mean", "include_prompt": False})
-    assert read_modules(folder).pooling == "mean"
-    write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: "}})
     with pytest.raises(UnsupportedModel, match="include_prompt false"):
         read_modules(folder)
 

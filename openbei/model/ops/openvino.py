@@ -17,8 +17,8 @@ from openvino import opset15 as op
 from openbei.model import transformer
 from openbei.model.spec import Activation, Array, Batch, Embedding, Linear, Model, Norm, Pooling
 
-TOKENS_STEP = 32
-LENGTH_STEP = 16
+ROUNDING = ((64, 8), (256, 16))  # sizes up to the first number go up to a multiple of the second
+COARSEST = 32
 MASKED = np.float32(-1e30)
 FIRST_AXIS = np.int64(0)
 
@@ -156,8 +156,8 @@ def inputs_of(batch: Batch, pooling: Pooling, max_length: int) -> dict[str, Arra
     token of each sequence. distances (S, S): key - query + max_length - 1.
     """
     starts, lengths = batch.cu_seqlens[:-1], batch.lengths
-    num_tokens = _round_up(batch.num_tokens, TOKENS_STEP)
-    length = _round_up(int(lengths.max()), LENGTH_STEP)
+    num_tokens = _round_up(batch.num_tokens)
+    length = _round_up(int(lengths.max()))
     column = np.arange(length, dtype=np.int32)
     inside = column < lengths[:, None]
     cells = np.zeros(num_tokens, np.int32)
@@ -180,8 +180,9 @@ def _distances(length: int, max_length: int) -> Array:
     return np.asarray(np.clip(column[None, :] - column[:, None] + max_length - 1, 0, 2 * max_length - 2))
 
 
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
+def _round_up(size: int) -> int:
+    step = next((step for limit, step in ROUNDING if size <= limit), COARSEST)
+    return -(-size // step) * step
 
 
 def _extended(values: NDArray[np.int32], size: int) -> NDArray[np.int32]:
