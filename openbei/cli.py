@@ -7,8 +7,10 @@ command that needs it, so that `bei --help` is quick and `bei serve` starts quic
 import os
 import stat
 import sys
+import threading
 import time
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,9 +91,11 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
 
     from openbei.describe import served_facts
     from openbei.engine.start import start
-    from openbei.server.serve import serve as serve_engine
 
+    # Importing the web framework takes as long as a tenth of a start; meanwhile OpenVINO compiles.
+    threading.Thread(target=import_module, args=("openbei.server.serve",)).start()
     with start(checkpoint, engine_config) as engine:
+        from openbei.server.serve import serve as serve_engine
 
         def on_ready(url: str) -> None:
             facts = {"address": url, "docs": f"{url}/docs", "listens_on": config.hostname}

@@ -8,7 +8,7 @@
     ├── ConfigError             start-up: a flag, variable or file has a wrong value
     └── RequestError            one request: it has a row in ANSWERS
         ├── MalformedBody       E01   ├── UnsupportedMediaType E02
-        ├── InvalidInput        E03, E09 to E13 (BatchTooLarge, TooLong are kinds of it)
+        ├── InvalidInput        E03, E12; kinds of it: BatchTooLarge E09, TooLong E10 E11, UnknownPrompt E13
         ├── PayloadTooLarge     E04   ├── Unauthorized         E05
         ├── NotFound            E06   ├── MethodNotAllowed     E07
         ├── EmptyInput          E08   ├── TokenizerFailed      E14
@@ -60,7 +60,7 @@ class UnsupportedMediaType(RequestError):
 
 
 class InvalidInput(RequestError):
-    """Right JSON with a wrong field: type, range, unknown prompt, dimensions (E03, E12, E13)."""
+    """Right JSON with a wrong field: its type, its range, dimensions (E03, E12)."""
 
 
 class BatchTooLarge(InvalidInput):
@@ -69,6 +69,10 @@ class BatchTooLarge(InvalidInput):
 
 class TooLong(InvalidInput):
     """More tokens or characters than the model takes, and truncation is off (E10, E11)."""
+
+
+class UnknownPrompt(InvalidInput):
+    """prompt_name is none of the model's prompts (E13)."""
 
 
 class PayloadTooLarge(RequestError):
@@ -151,6 +155,7 @@ ANSWERS: dict[type[RequestError], Answer] = {
     InvalidInput: Answer(422, "Validation", "INVALID_ARGUMENT", "validation"),
     BatchTooLarge: Answer(422, "Validation", "INVALID_ARGUMENT", "batch_size"),
     TooLong: Answer(422, "Validation", "INVALID_ARGUMENT", "tokenization"),
+    UnknownPrompt: Answer(422, "Validation", "INVALID_ARGUMENT", "tokenization"),
     PayloadTooLarge: Answer(413, "Validation", "RESOURCE_EXHAUSTED"),
     Unauthorized: Answer(401, "Unauthorized", "UNAUTHENTICATED"),
     NotFound: Answer(404, "NotFound", "UNIMPLEMENTED"),

@@ -34,6 +34,7 @@ from openbei.errors import (
     Overloaded,
     RequestError,
     Unhealthy,
+    UnknownPrompt,
 )
 from openbei.model.spec import pack
 from openbei.weights.checkpoint import Checkpoint
@@ -184,7 +185,7 @@ class Engine:
         if options.prompt_name is None:
             return self._prompt
         if options.prompt_name not in self.info.prompts:
-            raise InvalidInput(f"prompt_name is none of the model's prompts: {sorted(self.info.prompts)}")
+            raise UnknownPrompt(f"prompt_name is none of the model's prompts: {sorted(self.info.prompts)}")
         return self.info.prompts[options.prompt_name]
 
     def _admit(self, num_permits: int, wait: bool) -> None:

@@ -74,7 +74,9 @@ def failed(error: Exception, dialect: Dialect) -> Response:
         logger.error("internal error", exc_info=error)
     message = "internal error" if bug else str(error)
     body: OpenAIError | TEIError = (
-        OpenAIError(message=message, code=row.status, type=row.type) if dialect == "openai" else TEIError(message, row.type)
+        OpenAIError(message=message, code=row.status, type=row.type)
+        if dialect == "openai"
+        else TEIError(message, row.type)
     )
     return json_answer(body, row.status, error_headers(error))
 
@@ -86,6 +88,8 @@ def error_headers(error: Exception) -> dict[str, str]:
             return {"www-authenticate": "Bearer"}
         case errors.MethodNotAllowed():
             return {"allow": ", ".join(error.allow)}
+        case errors.PayloadTooLarge():
+            return {"connection": "close"}  # or the server would read the rest of the body, however long
         case errors.Overloaded() | errors.Unhealthy():
             return {"retry-after": str(min(max(1, error.retry_after_s), MAX_RETRY_AFTER_S))}
         case _:

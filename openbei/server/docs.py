@@ -5,10 +5,10 @@ from importlib.resources import files
 
 from starlette.responses import Response
 
+from openbei import __version__
 from openbei.server.answers import to_json
 from openbei.server.openapi import document
 from openbei.server.route import Call, Route
-from openbei.server.routes.status import openbei_version
 
 # The page is one file: a browser is told to take nothing else, and to talk to nobody but this server.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -33,7 +33,7 @@ def routes(described: Sequence[Route]) -> tuple[Route, ...]:
         ),
         Route(path=("/docs",), handler=page, summary="The page about it", media_type="text/html", keyed=False),
     )
-    text = to_json(document((*described, *own), openbei_version()))
+    text = to_json(document((*described, *own), __version__))
     template = files("openbei.server").joinpath("docs.html").read_bytes()
     html = template.replace(b"{{openapi}}", text.replace(b"</", b"<\\/"))
     return own

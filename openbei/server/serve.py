@@ -4,7 +4,6 @@ Owns the socket, the signals and uvicorn; the app itself knows none of them.
 """
 
 import asyncio
-import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -90,7 +89,9 @@ class Server(uvicorn.Server):
 def listen(hostname: str, port: int) -> socket.socket:
     """A listening socket; ConfigError says which setting stands in the way."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, _, _, _, address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
     except OSError as error:
         raise ConfigError(f"hostname must be an address of this machine, got {hostname!r}: {error}") from None
     try:

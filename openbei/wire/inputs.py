@@ -31,11 +31,12 @@ class EmbedOptions(msgspec.Struct, frozen=True, kw_only=True):
     truncate: Annotated[
         bool | None, Meta(description="Cut inputs that are too long, or refuse them. Default: the server's choice.")
     ] = None
-    truncation_direction: Annotated[
-        Direction | None, Meta(description="The end that is cut away. Default: Right.")
-    ] = None
+    truncation_direction: Annotated[Direction | None, Meta(description="The end that is cut away. Default: Right.")] = (
+        None
+    )
     prompt_name: Annotated[
-        str | None, Meta(description="Name of a prompt of the model, put before every input. Default: none.")
+        str | None,
+        Meta(description="Name of a prompt of the model, put before every input. Default: the server's, if any."),
     ] = None
     normalize: Annotated[bool | None, Meta(description="Scale every vector to length 1. Default: true.")] = None
     dimensions: Annotated[

@@ -20,6 +20,7 @@ from openbei.errors import (
     RequestError,
     TooLong,
     Unhealthy,
+    UnknownPrompt,
 )
 from tests.engine.fakes import VOCAB_SIZE, WAIT_S, FakeExecutor, Harness, harness, words
 
@@ -141,7 +142,7 @@ def test_timings_say_where_the_time_went(make: partial[Harness]) -> None:
         (("w1",) * 4, {}, BatchTooLarge),
         (("w1",), {"dimensions": 0}, InvalidInput),
         (("w1",), {"dimensions": 5}, InvalidInput),
-        (("w1",), {"prompt_name": "nope"}, InvalidInput),
+        (("w1",), {"prompt_name": "nope"}, UnknownPrompt),
         (([VOCAB_SIZE],), {}, InvalidInput),
     ],
 )

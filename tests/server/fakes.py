@@ -86,7 +86,8 @@ class FakeEngine:
     def release(self) -> None:
         """Answer everything that was held."""
         self.hold = False
-        for future, request in zip(self.held, self.requests[-len(self.held) :], strict=True):
+        latest = self.requests[len(self.requests) - len(self.held) :]
+        for future, request in zip(self.held, latest, strict=True):
             if future.set_running_or_notify_cancel():
                 self.resolve(future, request)
         self.held.clear()

@@ -136,3 +136,15 @@ def test_only_the_named_origins(engine: FakeEngine) -> None:
     other = wire.get("/health", headers={"origin": "https://b.example"}).headers
     assert good["access-control-allow-origin"] == "https://a.example"
     assert "access-control-allow-origin" not in other
+
+
+def test_the_log_names_a_request_by_its_ids(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    ids = {"x-request-id": "trace/1", "x-baseten-customer-request-id": "perfclient-0-0"}
+    with caplog.at_level("INFO", "openbei.server"):
+        wire.post("/embed", {"inputs": "private"}, headers=ids)
+        assert caplog.text == ""
+        wire.post("/embed", {"inputs": "", "model": "private"}, headers=ids)
+    assert "'/embed' 400" in caplog.text
+    assert "trace/1" in caplog.text
+    assert "perfclient-0-0" in caplog.text
+    assert "private" not in caplog.text

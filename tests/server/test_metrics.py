@@ -30,8 +30,9 @@ def families(metrics: Metrics) -> dict[str, Metric]:
 
 
 def values(metrics: Metrics) -> dict[str, float]:
+    """Series -> number. The parser puts the `_total` behind counters that the text does not have; it is cut again."""
     return {
-        " ".join([sample.name, *sample.labels.values()]): sample.value
+        " ".join([sample.name.removesuffix("_total"), *sample.labels.values()]): sample.value
         for family in families(metrics).values()
         for sample in family.samples
     }
@@ -88,9 +89,9 @@ def test_labels_are_there_before_anything_happens(metrics: Metrics) -> None:
         if family.type == "counter"
     }
     methods = {(("method", "single"),), (("method", "batch"),)}
-    words = "validation batch_size overloaded tokenization inference model_type dropped missing_values".split()
+    words = ["validation", "batch_size", "overloaded", "tokenization", "inference", "model_type"]
     assert labels["te_request_count"] == labels["te_request_success"] == methods
-    assert labels["te_request_failure"] == {(("err", word),) for word in words}
+    assert labels["te_request_failure"] == {(("err", word),) for word in [*words, "dropped", "missing_values"]}
     assert labels["te_embed_count"] == labels["te_predict_success"] == {()}
 
 

@@ -1,15 +1,13 @@
 """What the server says of itself: /info, /health, /metrics. Never waits for the engine."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from starlette.responses import Response
 
+from openbei import __version__
+from openbei.engine.metrics import CONTENT_TYPE
 from openbei.errors import Unauthorized, Unhealthy
 from openbei.server.answers import json_answer
 from openbei.server.route import Call, Route
 from openbei.wire.tei import EmbeddingModel, Health, Info, ModelType
-
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def info(call: Call, _: None) -> Response:
@@ -28,17 +26,9 @@ async def info(call: Call, _: None) -> Response:
         max_client_batch_size=config.max_client_batch_size,
         auto_truncate=config.auto_truncate,
         tokenization_workers=facts.tokenization_workers,
-        version=openbei_version(),
+        version=__version__,
     )
     return json_answer(answer)
-
-
-def openbei_version() -> str:
-    """The version that is installed; a source tree that is not has none."""
-    try:
-        return version("openbei")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 async def health(call: Call, _: None) -> Response:
@@ -50,11 +40,17 @@ async def health(call: Call, _: None) -> Response:
 
 async def metrics(call: Call, _: None) -> Response:
     """GET /metrics."""
-    return Response(call.engine.metrics.render(), headers={"content-type": METRICS_TYPE})
+    return Response(call.engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 
 ROUTES = (
-    Route(path=("/info",), handler=info, summary="What is served, within which limits", answer=Info, raises=(Unauthorized,)),
+    Route(
+        path=("/info",),
+        handler=info,
+        summary="What is served, within which limits",
+        answer=Info,
+        raises=(Unauthorized,),
+    ),
     Route(
         path=("/health", "/ping", "/"),
         handler=health,
@@ -63,7 +59,5 @@ ROUTES = (
         keyed=False,
         raises=(Unhealthy,),
     ),
-    Route(
-        path=("/metrics",), handler=metrics, summary="Prometheus metrics", media_type="text/plain", keyed=False
-    ),
+    Route(path=("/metrics",), handler=metrics, summary="Prometheus metrics", media_type="text/plain", keyed=False),
 )

