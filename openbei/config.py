@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from openbei.errors import ConfigError
 
-DType = Literal["auto", "float32", "bfloat16"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 PoolingFlag = Literal["cls", "mean", "last-token"]
 
 
@@ -25,7 +25,9 @@ class EngineConfig:
     model_id: str | None = _flag(None, "Folder or hub id; none: the embedded all-MiniLM-L6-v2")
     revision: str | None = _flag(None, "Branch, tag or commit on the hub")
     served_model_name: str | None = _flag(None, "Name shown to clients; the model id if not set")
-    dtype: DType = _flag("auto", "Precision: auto takes bfloat16 where the CPU has it, else float32")
+    dtype: DType = _flag(
+        "auto", "Precision: auto takes bfloat16 where the CPU has it, else float32; float16 is computed in float32"
+    )
     pooling: PoolingFlag | None = _flag(None, "cls, mean or last-token; the model's own files if not set")
     tokenization_workers: int | None = _flag(None, "Tokenizer threads; one a core if not set", minimum=1)
     max_concurrent_requests: int = _flag(8192, "Inputs admitted at once; more is answered 429", minimum=1)

@@ -78,6 +78,8 @@ def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo)
 
 def precision_reason(asked: str, dtype: str) -> str:
     """Why a precision was chosen."""
+    if asked == "float16":
+        return "float16 is computed in float32 on a CPU"
     if asked != "auto":
         return "asked for with --dtype"
     return "native on this CPU" if dtype == "bfloat16" else "this CPU has no native bfloat16"

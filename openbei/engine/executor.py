@@ -69,8 +69,11 @@ class CpuExecutor:
 
 
 def choose_dtype(dtype: DType) -> Literal["float32", "bfloat16"]:
-    """The precision to compute in: auto takes bfloat16 where the CPU has it. Raises ConfigError."""
-    if dtype == "float32":
+    """The precision to compute in: auto takes bfloat16 where the CPU has it. Raises ConfigError.
+
+    float16, which TEI's start commands name, is computed in float32: exact, and CPUs that multiply it are rare.
+    """
+    if dtype in ("float32", "float16"):
         return "float32"
     if native_bfloat16():
         return "bfloat16"

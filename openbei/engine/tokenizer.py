@@ -50,23 +50,25 @@ class Tokenizer:
         unless a prompt is in force: then it is decoded first. Raises TooLong (with truncation off),
         TokenizerFailed, InvalidInput.
         """
-        texts = {i: self._text(item, truncation, prompt) for i, item in enumerate(inputs) if _is_text(item) or prompt}
+        texts = {
+            i: self._text(i, item, truncation, prompt) for i, item in enumerate(inputs) if _is_text(item) or prompt
+        }
         encoded = iter(self._encode_texts(list(texts.values())))
         return [
-            self._cut(next(encoded), truncation, self._num_prefix, self._num_suffix)
+            self._cut(i, next(encoded), truncation, (self._num_prefix, self._num_suffix))
             if i in texts
-            else self._cut(list(item), truncation, 0, 0)  # type: ignore[arg-type]
+            else self._cut(i, list(item), truncation, (0, 0))  # type: ignore[arg-type]
             for i, item in enumerate(inputs)
         ]
 
-    def _text(self, item: Input, truncation: Truncation, prompt: str | None) -> str:
+    def _text(self, index: int, item: Input, truncation: Truncation, prompt: str | None) -> str:
         text = item if isinstance(item, str) else self._library.decode(list(item))
         text = (prompt or "") + text
         limit = MAX_CHARACTERS_PER_TOKEN * self.max_length
         if len(text) <= limit:
             return text
         if not truncation.enabled:
-            raise TooLong(f"input has {len(text)} characters > maximum of {limit}; set truncate to cut it")
+            raise TooLong(f"input {index} has {len(text)} characters > maximum of {limit}; set truncate to cut it")
         return text[:limit] if truncation.direction == "right" else text[-limit:]
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
@@ -79,12 +81,13 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise TokenizerFailed(f"tokenizer failed: {error}") from error
 
-    def _cut(self, ids: list[int], truncation: Truncation, num_prefix: int, num_suffix: int) -> list[int]:
+    def _cut(self, index: int, ids: list[int], truncation: Truncation, specials: tuple[int, int]) -> list[int]:
         limit = self.max_length
         if len(ids) <= limit:
             return ids
         if not truncation.enabled:
-            raise TooLong(f"input has {len(ids)} tokens > maximum of {limit}; set truncate to cut it")
+            raise TooLong(f"input {index} has {len(ids)} tokens > maximum of {limit}; set truncate to cut it")
+        num_prefix, num_suffix = specials
         if truncation.direction == "right":
             return ids[: limit - num_suffix] + ids[len(ids) - num_suffix :]
         return ids[:num_prefix] + ids[len(ids) - (limit - num_prefix) :]

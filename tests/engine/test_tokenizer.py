@@ -45,8 +45,8 @@ def test_baked_truncation_and_padding_are_off() -> None:
 def test_the_limit_itself_passes_and_one_more_does_not() -> None:
     tokenizer = minilm(max_length=6)
     assert len(tokenizer.encode(["one two three four"], REFUSE, None)[0]) == 6
-    with pytest.raises(TooLong, match="7 tokens > maximum of 6"):
-        tokenizer.encode(["one two three four five"], REFUSE, None)
+    with pytest.raises(TooLong, match="input 1 has 7 tokens > maximum of 6"):
+        tokenizer.encode(["one", "one two three four five"], REFUSE, None)
 
 
 def test_ids_are_taken_as_they_are_and_obey_the_limit() -> None:

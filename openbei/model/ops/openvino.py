@@ -189,12 +189,13 @@ def _extended(values: NDArray[np.int32], size: int) -> NDArray[np.int32]:
     return np.concatenate((values, np.zeros(size - len(values), np.int32)))
 
 
-def _properties(options: CompileOptions) -> dict[str, str | int]:
+def _properties(options: CompileOptions) -> dict[str, str | int | bool]:
     precision = {"float32": "f32", "bfloat16": "bf16"}[options.dtype]
     return {
         "INFERENCE_PRECISION_HINT": precision,
         "NUM_STREAMS": options.num_streams,
         "INFERENCE_NUM_THREADS": options.num_threads,
+        "ENABLE_CPU_PINNING": False,  # two servers on one machine would pin to the same cores
     }
 
 
