@@ -15,15 +15,39 @@ from numpy.typing import NDArray
 Array = NDArray[np.generic]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "identity"]
 Pooling = Literal["cls", "mean", "last_token"]
+NormKind = Literal["layer", "rms"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary positions: theta and, where the config scales them, how (models: RoPE scaling rules).
+
+    linear: f / factor. ntk: theta * factor, then f / factor^(2/D). ntk_mixed: f / exp(a (i + 1)^mixed_b).
+    dynamic: theta grows with each sequence that is longer than original_length. llama3: by wavelength.
+    """
+
+    theta: float
+    scaling: Literal["none", "linear", "ntk", "ntk_mixed", "dynamic", "llama3"] = "none"
+    factor: float = 1.0
+    mixed_b: float = 0.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The numbers of a transformer encoder, as its config.json states them.
+    """The numbers of a transformer, as its config.json states them.
 
-    position_offset: the row of the position table that the first token takes (RoBERTa: pad id + 1).
-    num_segments: rows of the token-type table, 0 where the model has none.
+    norm_placement: post, x = norm(x + f(x)); pre, x = x + f(norm(x)); a layer's own extra norms need no field.
+    position_offset: the row of the position table that the first token takes (RoBERTa: pad id + 1); num_positions: rows
+    of that table, or the trained length where there is none. num_segments: rows of the token-type table, 0 for none.
     num_relative_buckets: rows of the relative-position table shared by all layers (MPNet), 0 for none.
+    alibi: scores fall by slope * distance, to both sides. causal: a token sees none after it.
+    window: in layers marked local, a token sees keys nearer than this (0 <= i - j < window when causal, else
+    |i - j| <= window // 2, as ModernBERT). rope, local_rope: rotary positions of full and of local layers.
+    score_scale: of q kᵀ, None for D^-0.5. softcap: scores become softcap * tanh(score / softcap).
+    embed_scale: token embeddings are multiplied by it.
     """
 
     family: str
@@ -31,19 +55,35 @@ class ModelSpec:
     width: int
     num_layers: int
     num_heads: int
+    num_kv_heads: int
     head_dim: int
     ffn_width: int
     norm_eps: float
     activation: Activation
     num_positions: int
+    norm: NormKind = "layer"
+    norm_placement: Literal["post", "pre"] = "post"
     position_offset: int = 0
     num_segments: int = 0
     num_relative_buckets: int = 0
+    alibi: bool = False
+    causal: bool = False
+    window: int | None = None
+    local_layers: tuple[bool, ...] = ()
+    rope: Rope | None = None
+    local_rope: Rope | None = None
+    score_scale: float | None = None
+    softcap: float | None = None
+    embed_scale: float = 1.0
 
     @property
     def max_length(self) -> int:
-        """The most tokens one sequence may have: rows of the position table less the offset."""
+        """The most tokens one sequence may have: positions less the offset."""
         return self.num_positions - self.position_offset
+
+    def is_local(self, layer: int) -> bool:
+        """True where the layer's attention is bounded by the window."""
+        return bool(self.local_layers) and self.local_layers[layer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,43 +96,56 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """LayerNorm parameters, both (C,)."""
+    """Parameters of a norm: weight (C,), with Gemma's 1 + w already added; bias (C,) or None."""
 
     weight: Array
-    bias: Array
+    bias: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """The tables that tokens are looked up in: word (V, C), position (P, C), segment (S, C) or None; then a norm."""
+    """The tables that tokens are looked up in: word (V, C), position (P, C), segment (S, C); then a norm, or None."""
 
     word: Array
-    position: Array
-    segment: Array | None
-    norm: Norm
+    position: Array | None = None
+    segment: Array | None = None
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block: q, k, v and out (H*D wide), then up (F, C) and down (C, F), each followed by its norm."""
+    """One block: q (H*D, C), k and v (K*D, C), out (C, H*D); up (F, C), gate (F, C) if gated, down (C, F).
+
+    attention_norm, ffn_norm: the norm of each half, where norm_placement says; None leaves it out (ModernBERT's first).
+    q_norm, k_norm: over each head (D,) or, if they are that wide, over all heads (H*D,); before RoPE.
+    attention_out_norm, ffn_out_norm: of a half's output, before it is added to the residual (Gemma).
+    inner_norm: norm(x + attention), to which the residual is added once more (JinaBERT code).
+    """
 
     q: Linear
     k: Linear
     v: Linear
     out: Linear
-    attention_norm: Norm
+    attention_norm: Norm | None
     up: Linear
     down: Linear
     ffn_norm: Norm
+    gate: Linear | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    attention_out_norm: Norm | None = None
+    ffn_out_norm: Norm | None = None
+    inner_norm: Norm | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """All parameters of one network. relative_bias: (num_relative_buckets, H) or None."""
+    """All parameters of one network. relative_bias: (num_relative_buckets, H) or None. final_norm: of pre-norm ones."""
 
     embedding: Embedding
     layers: tuple[Layer, ...]
     relative_bias: Array | None = None
+    final_norm: Norm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +157,29 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """What turns a pooled state into labels: layers in a row, each activation(norm(Linear(x))), the last one (L, C).
+
+    BERT: pooler (tanh), classifier. RoBERTa: dense (tanh), out_proj. DistilBERT: pre_classifier (relu), classifier.
+    ModernBERT: dense (gelu, then norm), classifier. Decoders: score alone. per_token: labels every token instead.
+    """
+
+    layers: tuple["HeadLayer", ...]
+    per_token: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLayer:
+    """norm(activation(Linear(x))); norm None for most."""
+
+    linear: Linear
+    activation: Activation = "identity"
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """A filled network that turns tokens into one vector a sequence.
+    """A filled network. Without a head it turns a sequence into one vector, with one into labels.
 
     normalize: what the model's own files say of their last step; a request's own wish wins over it.
     """
@@ -115,11 +189,17 @@ class Model:
     pooling: Pooling
     dense: tuple[Dense, ...] = ()
     normalize: bool = True
+    head: Head | None = None
 
     @property
     def embedding_dim(self) -> int:
-        """Width of the answer: the last Dense module's, else the network's."""
+        """Width of a vector: the last Dense module's, else the network's."""
         return int(self.dense[-1].linear.weight.shape[0]) if self.dense else self.spec.width
+
+    @property
+    def num_labels(self) -> int:
+        """Labels of the head, 0 without one."""
+        return int(self.head.layers[-1].linear.weight.shape[0]) if self.head else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,71 @@
-"""The one forward pass, written against ops: packed tokens -> states -> one vector a sequence.
+"""The one forward pass, written against ops: packed tokens -> states -> one vector or one row of labels a sequence.
 
-Reads like the paper. No devices, no dtypes, no config look-ups, and no family names: a family is data.
+Reads like the papers. No devices, no dtypes, no config look-ups, and no family names: a family is data.
 """
 
-from openbei.model.ops import Ops, X, bias_by_distance
-from openbei.model.spec import Array, Layer, Model, ModelSpec
+from openbei.model.ops import Attention, NormSpec, Ops, X
+from openbei.model.positions import bias_by_distance
+from openbei.model.spec import Array, Layer, Model, ModelSpec, Norm
 
 
 def states(ops: Ops[X], model: Model) -> X:
     """The batch held by ops -> the last hidden state of every token (T, C)."""
     spec, weights = model.spec, model.weights
-    x = ops.embed(weights.embedding, spec.norm_eps)
-    table = weights.relative_bias
-    bias = None if table is None else bias_by_distance(table, spec.max_length)
-    for layer in weights.layers:
-        x = block(ops, spec, layer, x, bias)
-    return x
+    x = normed(ops, spec, ops.embed(weights.embedding, spec.embed_scale), weights.embedding.norm)
+    bias = bias_by_distance(spec, weights.relative_bias)
+    for number, layer in enumerate(weights.layers):
+        x = attend(ops, spec, layer, x, attention_of(spec, number, bias))
+        x = feed_forward(ops, spec, layer, x)
+    return normed(ops, spec, x, weights.final_norm)
 
 
-def block(ops: Ops[X], spec: ModelSpec, layer: Layer, x: X, bias: Array | None) -> X:
-    """One post-norm block (Vaswani et al. 2017): attention, then feed-forward, each in a normed residual."""
-    q, k, v = (ops.linear(x, projection) for projection in (layer.q, layer.k, layer.v))
-    attended = ops.linear(ops.attention(q, k, v, spec.num_heads, bias), layer.out)
-    x = ops.add_norm(attended, x, layer.attention_norm, spec.norm_eps)
-    hidden = ops.linear(x, layer.up, spec.activation)
-    return ops.add_norm(ops.linear(hidden, layer.down), x, layer.ffn_norm, spec.norm_eps)
+def attend(ops: Ops[X], spec: ModelSpec, layer: Layer, x: X, how: Attention) -> X:
+    """The attention half of a block, with its residual and norms: (T, C) -> (T, C)."""
+    pre = spec.norm_placement == "pre"
+    y = normed(ops, spec, x, layer.attention_norm) if pre else x
+    local = how.window is not None
+    q = rotated(ops, spec, normed(ops, spec, ops.linear(y, layer.q), layer.q_norm), spec.num_heads, local)
+    k = rotated(ops, spec, normed(ops, spec, ops.linear(y, layer.k), layer.k_norm), spec.num_kv_heads, local)
+    a = ops.linear(ops.attention(q, k, ops.linear(y, layer.v), how), layer.out)
+    if layer.inner_norm is not None:
+        a = normed(ops, spec, ops.add(a, x), layer.inner_norm)
+    x = ops.add(normed(ops, spec, a, layer.attention_out_norm), x)
+    return x if pre else normed(ops, spec, x, layer.attention_norm)
+
+
+def feed_forward(ops: Ops[X], spec: ModelSpec, layer: Layer, x: X) -> X:
+    """The feed-forward half of a block, with its residual and norms: (T, C) -> (T, C)."""
+    pre = spec.norm_placement == "pre"
+    y = normed(ops, spec, x, layer.ffn_norm) if pre else x
+    if layer.gate is None:
+        hidden = ops.linear(y, layer.up, spec.activation)
+    else:
+        hidden = ops.gated(y, layer.up, layer.gate, spec.activation)
+    x = ops.add(normed(ops, spec, ops.linear(hidden, layer.down), layer.ffn_out_norm), x)
+    return x if pre else normed(ops, spec, x, layer.ffn_norm)
+
+
+def normed(ops: Ops[X], spec: ModelSpec, x: X, norm: Norm | None) -> X:
+    """x through a norm, if there is one."""
+    return x if norm is None else ops.norm(x, norm, NormSpec(spec.norm, spec.norm_eps))
+
+
+def rotated(ops: Ops[X], spec: ModelSpec, x: X, num_heads: int, local: bool) -> X:
+    """x with rotary positions, if the model has them."""
+    return x if spec.rope is None else ops.rope(x, num_heads, local)
+
+
+def attention_of(spec: ModelSpec, number: int, bias: Array | None) -> Attention:
+    """How layer `number` attends."""
+    return Attention(
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        scale=spec.head_dim**-0.5 if spec.score_scale is None else spec.score_scale,
+        causal=spec.causal,
+        window=spec.window if spec.is_local(number) else None,
+        softcap=spec.softcap,
+        bias=bias,
+    )
 
 
 def embed(ops: Ops[X], model: Model) -> X:
@@ -32,4 +73,15 @@ def embed(ops: Ops[X], model: Model) -> X:
     x = ops.pool(states(ops, model), model.pooling)
     for dense in model.dense:
         x = ops.linear(x, dense.linear, dense.activation)
+    return x
+
+
+def classify(ops: Ops[X], model: Model) -> X:
+    """The batch held by ops -> logits of every sequence (B, L), or with head.per_token of every token (T, L)."""
+    assert model.head is not None
+    x = states(ops, model)
+    if not model.head.per_token:
+        x = ops.pool(x, model.pooling)
+    for layer in model.head.layers:
+        x = normed(ops, model.spec, ops.linear(x, layer.linear, layer.activation), layer.norm)
     return x

@@ -199,7 +199,7 @@ def _spec(config: Config, family: Family) -> ModelSpec:
     width, num_heads = values["width"], values["num_heads"]
     if width % num_heads:
         raise UnsupportedModel(f"{num_heads} heads do not divide a width of {width}")
-    values["head_dim"] = width // num_heads
+    values["head_dim"], values["num_kv_heads"] = width // num_heads, num_heads
     if family.pad_key is not None:
         values["position_offset"] = _integer(family.pad_key, config.get(family.pad_key, 1), minimum=0) + 1
     return ModelSpec(family=family.name, **values)

@@ -22,7 +22,7 @@ from openbei.weights.checkpoint import Checkpoint, TextSpec
 WAIT_S = 20
 WIDTH = 4
 VOCAB_SIZE = 50
-SPEC = ModelSpec("fake", VOCAB_SIZE, WIDTH, 0, 1, WIDTH, WIDTH, 1e-12, "gelu", 100)
+SPEC = ModelSpec("fake", VOCAB_SIZE, WIDTH, 0, 1, 1, WIDTH, WIDTH, 1e-12, "gelu", 100)
 NOTHING = np.zeros((1, 1), np.float32)
 MODEL = Model(SPEC, Weights(Embedding(NOTHING, NOTHING, None, Norm(NOTHING, NOTHING)), ()), "mean")
 

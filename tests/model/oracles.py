@@ -61,7 +61,7 @@ def states_of(backend: str, model: Model) -> Callable[[Batch], Floats]:
     """A backend's name and a model -> batch to token states (T, C)."""
     if backend == "torch":
         return lambda batch: torch.states(model, batch)
-    return openvino.compile_model(model, OPTIONS, states=True).run
+    return openvino.compile_model(model, OPTIONS, "states").run
 
 
 def vectors_of(backend: str, model: Model) -> Callable[[Batch], Floats]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
-from openbei.model.ops import bias_by_distance
+from openbei.model.positions import bucketed_bias
 from openbei.model.spec import Layer, Linear, Model, Pooling, pack
 from openbei.weights.load import load
 from tests import families
@@ -81,7 +81,7 @@ def test_relative_buckets_are_those_of_transformers(num_buckets: int) -> None:
     distance = np.arange(-511, 512)
     bucket = MPNetEncoder.relative_position_bucket(torch.from_numpy(distance), num_buckets=num_buckets)
     table = np.arange(num_buckets, dtype=np.float32)[:, None]
-    np.testing.assert_array_equal(bias_by_distance(table, 512)[0], bucket.numpy())
+    np.testing.assert_array_equal(bucketed_bias(table, 512)[0], bucket.numpy())
 
 
 # --- level 3: a text's answer does not depend on its neighbours
@@ -140,7 +140,7 @@ BUGS: dict[str, Callable[[Model], Model]] = {
     ),
     "layers reversed": lambda model: replace(model, weights=replace(model.weights, layers=model.weights.layers[::-1])),
 }
-HALF_THE_HEADS = {"half the heads": _spec(num_heads=2, head_dim=24)}
+HALF_THE_HEADS = {"half the heads": _spec(num_heads=2, num_kv_heads=2, head_dim=24)}
 OWN_BUGS: dict[str, dict[str, Callable[[Model], Model]]] = {
     "bert": HALF_THE_HEADS | {"no types": _without_segment, "eps of RoBERTa": _spec(norm_eps=1e-5)},
     "roberta": HALF_THE_HEADS | {"no type row": _without_segment, "positions from 0": _spec(position_offset=0)},

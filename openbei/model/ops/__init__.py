@@ -5,56 +5,72 @@ for OpenVINO, a torch.Tensor for PyTorch. Each method's text is its definition; 
 Cut where kernels fuse: a CUDA backend does each of these in one launch.
 """
 
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from openbei.model.spec import Activation, Array, Embedding, Linear, Norm, Pooling
+from openbei.model.spec import Activation, Array, Embedding, Linear, Norm, NormKind, Pooling
 
 X = TypeVar("X")
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """How one layer attends. window: as ModelSpec says, None for all keys.
+
+    bias: float32 (H, 2R - 1), the score added for each head and each key position - query position + R - 1.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    scale: float
+    causal: bool = False
+    window: int | None = None
+    softcap: float | None = None
+    bias: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NormSpec:
+    """Which norm: LayerNorm (mean and variance) or RMS (root mean square), and its eps."""
+
+    kind: NormKind
+    eps: float
 
 
 class Ops(Protocol[X]):
     """What a backend must do, on packed tokens (T, ...)."""
 
-    def embed(self, tables: Embedding, eps: float) -> X:
-        """word[id] + position[pos] (+ segment[type]), then norm: (T, C)."""
+    def embed(self, tables: Embedding, scale: float) -> X:
+        """word[id] * scale (+ position[pos]) (+ segment[type]): (T, C)."""
         ...
 
     def linear(self, x: X, linear: Linear, activation: Activation = "identity") -> X:
         """activation(x Wᵀ + b): (rows, in) -> (rows, out)."""
         ...
 
-    def add_norm(self, x: X, residual: X, norm: Norm, eps: float) -> X:
-        """LayerNorm(x + residual), statistics in float32: (T, C)."""
+    def gated(self, x: X, up: Linear, gate: Linear, activation: Activation) -> X:
+        """activation(gate(x)) * up(x): (T, C) -> (T, F)."""
         ...
 
-    def attention(self, q: X, k: X, v: X, num_heads: int, bias: Array | None = None) -> X:
-        """softmax(q kᵀ / sqrt(D) + bias) v inside each sequence, softmax in float32: (T, H*D) -> (T, H*D).
+    def add(self, x: X, y: X) -> X:
+        """x + y."""
+        ...
 
-        bias: float32 (H, 2R - 1), the score added for each head and each key position - query position + R - 1.
+    def norm(self, x: X, norm: Norm, spec: NormSpec) -> X:
+        """norm(x), statistics in float32: (T, C), or (T, H*D) by heads of D where the weight is (D,)."""
+        ...
+
+    def rope(self, x: X, num_heads: int, local: bool) -> X:
+        """Half-split rotary positions on (T, heads*D), by the cos and sin of full or local layers (Su et al. 2021)."""
+        ...
+
+    def attention(self, q: X, k: X, v: X, how: Attention) -> X:
+        """softmax(cap(q kᵀ * scale) + bias, masked) v inside each sequence, softmax in float32.
+
+        (T, H*D), (T, K*D), (T, K*D) -> (T, H*D); query head j reads key head j // (H / K).
         """
         ...
 
     def pool(self, x: X, kind: Pooling) -> X:
         """States -> one row a sequence, sums in float32: first token, mean, or last token: (T, C) -> (B, C)."""
         ...
-
-
-def bias_by_distance(table: Array, max_length: int) -> NDArray[np.float32]:
-    """Relative-position table (num_buckets, H) -> bias of every distance (H, 2 * max_length - 1).
-
-    T5's bidirectional buckets: half of them for each sign; half of those exact, the rest logarithmic up to
-    distance 128 (Raffel et al. 2020, section 2.1). In float32, as transformers' MPNetEncoder computes them.
-    """
-    distance = np.arange(1 - max_length, max_length)
-    per_sign = table.shape[0] // 2
-    num_exact = per_sign // 2
-    size = np.abs(distance)
-    scaled = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(num_exact))
-    logarithmic = num_exact + (scaled / np.float32(np.log(128 / num_exact)) * np.float32(per_sign - num_exact)).astype(
-        np.int64
-    )
-    bucket = np.where(size < num_exact, size, np.minimum(logarithmic, per_sign - 1)) + per_sign * (distance > 0)
-    return np.ascontiguousarray(table[bucket].T, dtype=np.float32)

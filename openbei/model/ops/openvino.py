@@ -6,7 +6,9 @@ OpenVINO milliseconds of code generation, so T and S are rounded up to few sizes
 Owns the graph, its inputs and its compilation; never touches requests, files or time.
 """
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,24 +17,14 @@ from numpy.typing import NDArray
 from openvino import opset15 as op
 
 from openbei.model import transformer
-from openbei.model.spec import Activation, Array, Batch, Embedding, Linear, Model, Norm, Pooling
+from openbei.model.ops import Attention, NormSpec
+from openbei.model.positions import cos_sin, visible
+from openbei.model.spec import Activation, Array, Batch, Embedding, Linear, Model, ModelSpec, Norm, Pooling, Rope
 
 ROUNDING = ((64, 8), (256, 16))  # sizes up to the first number go up to a multiple of the second
 COARSEST = 32
 MASKED = np.float32(-1e30)
 FIRST_AXIS = np.int64(0)
-
-INPUTS: dict[str, tuple[type[np.generic], list[int]]] = {
-    "input_ids": (np.int32, [-1]),
-    "position_ids": (np.int32, [-1]),
-    "token_type_ids": (np.int32, [-1]),
-    "grid": (np.int32, [-1, -1]),
-    "cells": (np.int32, [-1]),
-    "mask": (np.float32, [-1, 1, 1, -1]),
-    "inside": (np.float32, [-1, -1, 1]),
-    "distances": (np.int32, [-1, -1]),
-    "rows": (np.int32, [-1]),
-}
 
 ACTIVATIONS = {
     "gelu": lambda x: op.gelu(x, "ERF"),
@@ -45,6 +37,10 @@ ACTIVATIONS = {
 }
 
 
+Output = Literal["vectors", "states", "labels"]
+FORWARDS = {"vectors": transformer.embed, "states": transformer.states, "labels": transformer.classify}
+
+
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
     """How to compile: precision of the arithmetic, streams that run at once, and threads they share."""
@@ -55,21 +51,23 @@ class CompileOptions:
 
 
 class OpenVinoOps:
-    """Ops[ov.Output] that builds a graph; `inputs` holds the parameters that the graph came to need."""
+    """Ops[ov.Node] that builds a graph; `inputs` holds the parameters that the graph came to need."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
         self.inputs: dict[str, ov.Node] = {}
-        self._bias: ov.Node | None = None
+        self._masks: dict[Attention, ov.Node] = {}
 
-    def embed(self, tables: Embedding, eps: float) -> ov.Node:
+    def embed(self, tables: Embedding, scale: float) -> ov.Node:
         """Tables at the batch's ids: (T, C)."""
-        x = op.add(
-            op.gather(_constant(tables.word), self._input("input_ids"), FIRST_AXIS),
-            op.gather(_constant(tables.position), self._input("position_ids"), FIRST_AXIS),
-        )
+        x = op.gather(_constant(tables.word), self._input("input_ids"), FIRST_AXIS)
+        if scale != 1.0:
+            x = op.multiply(x, np.float32(scale))
+        if tables.position is not None:
+            x = op.add(x, op.gather(_constant(tables.position), self._input("position_ids"), FIRST_AXIS))
         if tables.segment is not None:
             x = op.add(x, op.gather(_constant(tables.segment), self._input("token_type_ids"), FIRST_AXIS))
-        return _norm(x, tables.norm, eps)
+        return x
 
     def linear(self, x: ov.Node, linear: Linear, activation: Activation = "identity") -> ov.Node:
         """(rows, in) -> (rows, out)."""
@@ -78,41 +76,93 @@ class OpenVinoOps:
             y = op.add(y, _constant(linear.bias))
         return ACTIVATIONS[activation](y)
 
-    def add_norm(self, x: ov.Node, residual: ov.Node, norm: Norm, eps: float) -> ov.Node:
-        """(T, C)."""
-        return _norm(op.add(x, residual), norm, eps)
+    def gated(self, x: ov.Node, up: Linear, gate: Linear, activation: Activation) -> ov.Node:
+        """(T, C) -> (T, F)."""
+        return op.multiply(self.linear(x, gate, activation), self.linear(x, up))
 
-    def attention(self, q: ov.Node, k: ov.Node, v: ov.Node, num_heads: int, bias: Array | None = None) -> ov.Node:
+    def add(self, x: ov.Node, y: ov.Node) -> ov.Node:
+        """x + y."""
+        return op.add(x, y)
+
+    def norm(self, x: ov.Node, norm: Norm, spec: NormSpec) -> ov.Node:
+        """(T, C), or by heads."""
+        width = len(norm.weight)
+        by_heads = _width(x) != width
+        y = op.reshape(x, np.array([0, -1, width]), True) if by_heads else x
+        y = _normal(y, spec)
+        y = op.multiply(y, _constant(norm.weight))
+        if norm.bias is not None:
+            y = op.add(y, _constant(norm.bias))
+        return op.reshape(y, np.array([0, _width(x)]), True) if by_heads else y
+
+    def rope(self, x: ov.Node, num_heads: int, local: bool) -> ov.Node:
+        """(T, heads*D), both halves turned by the token's angles."""
+        prefix = "local_" if local and self.spec.local_rope is not None else ""
+        cos, sin = self._input(f"{prefix}cos"), self._input(f"{prefix}sin")
+        heads = op.split(op.reshape(x, np.array([0, num_heads, -1]), True), np.int64(2), 2)
+        first, second = heads.output(0), heads.output(1)
+        turned = op.concat(
+            [
+                op.subtract(op.multiply(first, cos), op.multiply(second, sin)),
+                op.add(op.multiply(second, cos), op.multiply(first, sin)),
+            ],
+            2,
+        )
+        return op.reshape(turned, np.array([0, _width(x)]), True)
+
+    def attention(self, q: ov.Node, k: ov.Node, v: ov.Node, how: Attention) -> ov.Node:
         """(T, H*D), through the grid."""
-        grid = [self._to_grid(x, num_heads) for x in (q, k, v)]
-        attended = op.scaled_dot_product_attention(*grid, self._scores_mask(bias))
-        width = int(q.get_output_partial_shape(0)[1].get_length())
-        rows = op.reshape(op.transpose(attended, np.array([0, 2, 1, 3])), np.array([-1, width]), False)
+        q_grid = self._to_grid(q, how.num_heads, how)
+        k_grid, v_grid = (self._to_grid(x, how.num_kv_heads, how) for x in (k, v))
+        attend = self._fused if how.softcap is None else self._capped
+        attended = attend(q_grid, k_grid, v_grid, how)
+        rows = op.reshape(op.transpose(attended, np.array([0, 2, 1, 3])), np.array([-1, _width(q)]), False)
         return op.gather(rows, self._input("cells"), FIRST_AXIS)
 
     def pool(self, x: ov.Node, kind: Pooling) -> ov.Node:
         """(T, C) -> (B, C)."""
         if kind != "mean":
-            return op.gather(x, self._input("rows"), FIRST_AXIS)
+            return op.gather(x, self._input(kind), FIRST_AXIS)
         inside = self._input("inside")
         summed = op.reduce_sum(op.multiply(op.gather(x, self._input("grid"), FIRST_AXIS), inside), np.array([1]))
         return op.divide(summed, op.reduce_sum(inside, np.array([1])))
 
-    def _to_grid(self, x: ov.Node, num_heads: int) -> ov.Node:
-        padded = op.gather(x, self._input("grid"), FIRST_AXIS)
-        return op.transpose(op.reshape(padded, np.array([0, 0, num_heads, -1]), True), np.array([0, 2, 1, 3]))
+    def _to_grid(self, x: ov.Node, num_heads: int, how: Attention) -> ov.Node:
+        """(T, heads*D) -> (B, H, S, D), key heads repeated."""
+        padded = op.reshape(op.gather(x, self._input("grid"), FIRST_AXIS), np.array([0, 0, num_heads, -1]), True)
+        if num_heads != how.num_heads:
+            repeated = np.arange(how.num_heads) // (how.num_heads // num_heads)
+            padded = op.gather(padded, repeated, np.int64(2))
+        return op.transpose(padded, np.array([0, 2, 1, 3]))
 
-    def _scores_mask(self, bias: Array | None) -> ov.Node:
-        if bias is None:
-            return self._input("mask")
-        if self._bias is None:  # one node for all layers
-            by_pair = op.gather(_constant(bias), self._input("distances"), np.int64(1))
-            self._bias = op.add(op.unsqueeze(by_pair, FIRST_AXIS), self._input("mask"))
-        return self._bias
+    def _fused(self, q: ov.Node, k: ov.Node, v: ov.Node, how: Attention) -> ov.Node:
+        scale = None if how.scale == self.spec.head_dim**-0.5 else np.float32(how.scale)
+        if how.causal and how.window is None and how.bias is None:
+            return op.scaled_dot_product_attention(q, k, v, scale=scale, causal=True)
+        return op.scaled_dot_product_attention(q, k, v, self._mask(how), scale)
+
+    def _capped(self, q: ov.Node, k: ov.Node, v: ov.Node, how: Attention) -> ov.Node:
+        cap = np.float32(how.softcap)
+        scores = op.multiply(op.matmul(q, k, False, True), np.float32(how.scale))
+        scores = op.add(op.multiply(op.tanh(op.divide(scores, cap)), cap), self._mask(how))
+        return op.matmul(op.softmax(scores, 3), v, False, False)
+
+    def _mask(self, how: Attention) -> ov.Node:
+        """What is added to the scores, (B or 1, H or 1, S or 1, S); one node for all layers that attend alike."""
+        key = replace(how, bias=None)
+        if key not in self._masks:
+            parts = [self._input("mask")] if not how.causal else []
+            if how.causal or how.window is not None:
+                parts.append(self._input("hidden" if how.window is None else "hidden_local"))
+            if how.bias is not None:
+                by_pair = op.gather(_constant(how.bias), self._input("distances"), np.int64(1))
+                parts.append(op.unsqueeze(by_pair, FIRST_AXIS))
+            self._masks[key] = functools.reduce(op.add, parts)
+        return self._masks[key]
 
     def _input(self, name: str) -> ov.Node:
         if name not in self.inputs:
-            dtype, shape = INPUTS[name]
+            dtype, shape, _ = INPUTS[name]
             self.inputs[name] = op.parameter(shape, dtype, name=name)
         return self.inputs[name]
 
@@ -120,27 +170,25 @@ class OpenVinoOps:
 class CompiledModel:
     """A compiled graph; `run` may be called from as many threads as there are streams, or more."""
 
-    def __init__(self, model: Model, options: CompileOptions, states: bool = False) -> None:
-        ops = OpenVinoOps()
-        forward = transformer.states if states else transformer.embed
-        output = forward(ops, model)
-        self.inputs = tuple(ops.inputs)
-        self.pooling, self.states, self.max_length = model.pooling, states, model.spec.max_length
-        graph = ov.Model([op.result(output)], list(ops.inputs.values()))
+    def __init__(self, model: Model, options: CompileOptions, output: Output = "vectors") -> None:
+        ops = OpenVinoOps(model.spec)
+        result = FORWARDS[output](ops, model)
+        self.spec, self.inputs = model.spec, tuple(ops.inputs)
+        self.per_token = output == "states" or (model.head is not None and model.head.per_token)
+        graph = ov.Model([op.result(result)], list(ops.inputs.values()))
         self._compiled = ov.Core().compile_model(graph, "CPU", _properties(options))
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Batch -> pooled vectors float32 (B, embedding_dim), or with `states` last hidden states (T, C)."""
+        """Batch -> what was compiled: vectors (B, embedding_dim), states (T, C), or labels (B, L) or (T, L)."""
         request = self._compiled.create_infer_request()
-        feeds = inputs_of(batch, self.pooling, self.max_length)
-        request.infer([feeds[name] for name in self.inputs], share_inputs=True)
+        request.infer(inputs_of(self.inputs, batch, self.spec), share_inputs=True)
         output = request.get_output_tensor(0).data
-        return np.array(output[: batch.num_tokens] if self.states else output)
+        return np.array(output[: batch.num_tokens] if self.per_token else output)
 
 
-def compile_model(model: Model, options: CompileOptions, states: bool = False) -> CompiledModel:
-    """Model -> compiled graph. states: answer token states instead of pooled vectors."""
-    return CompiledModel(model, options, states)
+def compile_model(model: Model, options: CompileOptions, output: Output = "vectors") -> CompiledModel:
+    """Model -> compiled graph. output: pooled vectors, token states, or the head's labels."""
+    return CompiledModel(model, options, output)
 
 
 def native_bfloat16() -> bool:
@@ -148,36 +196,75 @@ def native_bfloat16() -> bool:
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def inputs_of(batch: Batch, pooling: Pooling, max_length: int) -> dict[str, Array]:
-    """Batch -> the graph's inputs by name, with T and S rounded up.
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A batch laid out for the graph: T and S rounded up, and which cells of (B, S) hold tokens."""
 
-    grid (B, S): the packed row of each cell, row 0 where it is padding. cells (T,): the cell of each packed row.
-    mask (B, 1, 1, S): 0 on real cells, -1e30 on padding. inside (B, S, 1): 1 and 0. rows (B,): first or last
-    token of each sequence. distances (S, S): key - query + max_length - 1.
-    """
-    starts, lengths = batch.cu_seqlens[:-1], batch.lengths
-    num_tokens = _round_up(batch.num_tokens)
-    length = _round_up(int(lengths.max()))
-    column = np.arange(length, dtype=np.int32)
-    inside = column < lengths[:, None]
-    cells = np.zeros(num_tokens, np.int32)
-    cells[: batch.num_tokens] = np.flatnonzero(inside)
-    return {
-        "input_ids": _extended(batch.input_ids, num_tokens),
-        "position_ids": _extended(batch.position_ids, num_tokens),
-        "token_type_ids": _extended(batch.token_type_ids, num_tokens),
-        "grid": np.where(inside, starts[:, None] + column, 0).astype(np.int32),
-        "cells": cells,
-        "mask": np.where(inside, np.float32(0), MASKED)[:, None, None, :],
-        "inside": inside[:, :, None].astype(np.float32),
-        "rows": starts if pooling == "cls" else batch.cu_seqlens[1:] - 1,
-        "distances": _distances(length, max_length),
-    }
+    batch: Batch
+    spec: ModelSpec
+    num_tokens: int
+    length: int
+    inside: NDArray[np.bool_]
+
+    def ahead(self) -> NDArray[np.int32]:
+        """Key position - query position, (S, S)."""
+        column = np.arange(self.length, dtype=np.int32)
+        return column[None, :] - column[:, None]
 
 
-def _distances(length: int, max_length: int) -> Array:
-    column = np.arange(length, dtype=np.int32)
-    return np.asarray(np.clip(column[None, :] - column[:, None] + max_length - 1, 0, 2 * max_length - 2))
+def inputs_of(names: Sequence[str], batch: Batch, spec: ModelSpec) -> list[Array]:
+    """Batch -> the graph's inputs of these names, in this order."""
+    length = _round_up(int(batch.lengths.max()))
+    inside = np.arange(length, dtype=np.int32) < batch.lengths[:, None]
+    grid = Grid(batch, spec, _round_up(batch.num_tokens), length, inside)
+    return [INPUTS[name][2](grid) for name in names]
+
+
+def _rows(grid: Grid) -> Array:
+    """The packed row of each cell, row 0 where it is padding."""
+    column = np.arange(grid.length, dtype=np.int32)
+    return np.where(grid.inside, grid.batch.cu_seqlens[:-1, None] + column, 0).astype(np.int32)
+
+
+def _hidden(grid: Grid, window: int | None) -> Array:
+    """0 where the query sees the key, -1e30 where it does not, (1, 1, S, S)."""
+    seen = visible(grid.ahead(), grid.spec.causal, window)
+    return np.where(seen, np.float32(0), MASKED)[None, None]
+
+
+def _distances(grid: Grid) -> Array:
+    """Column of the bias of each pair, (S, S)."""
+    farthest = grid.spec.max_length - 1
+    return np.asarray(np.clip(grid.ahead() + farthest, 0, 2 * farthest))
+
+
+def _angles(grid: Grid, rope: Rope | None, part: int) -> Array:
+    """cos (part 0) or sin (1) of every token, (T, 1, D / 2)."""
+    assert rope is not None
+    values = cos_sin(rope, grid.spec.head_dim, grid.batch)[part]
+    return _extended(values, grid.num_tokens)[:, None, :]
+
+
+Maker = Callable[[Grid], Array]
+# Name -> type, shape, and how it is made. T: packed tokens, B: sequences, S: cells of the longest; all rounded up.
+INPUTS: dict[str, tuple[type[np.generic], list[int], Maker]] = {
+    "input_ids": (np.int32, [-1], lambda grid: _extended(grid.batch.input_ids, grid.num_tokens)),
+    "position_ids": (np.int32, [-1], lambda grid: _extended(grid.batch.position_ids, grid.num_tokens)),
+    "token_type_ids": (np.int32, [-1], lambda grid: _extended(grid.batch.token_type_ids, grid.num_tokens)),
+    "grid": (np.int32, [-1, -1], _rows),
+    "cells": (np.int32, [-1], lambda grid: _extended(np.flatnonzero(grid.inside).astype(np.int32), grid.num_tokens)),
+    "mask": (np.float32, [-1, 1, 1, -1], lambda grid: np.where(grid.inside, np.float32(0), MASKED)[:, None, None]),
+    "inside": (np.float32, [-1, -1, 1], lambda grid: grid.inside[:, :, None].astype(np.float32)),
+    "cls": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[:-1]),
+    "last_token": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[1:] - 1),
+    "distances": (np.int32, [-1, -1], _distances),
+    "hidden": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, None)),
+    "hidden_local": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, grid.spec.window)),
+    "cos": (np.float32, [-1, 1, -1], lambda grid: _angles(grid, grid.spec.rope, 0)),
+    "sin": (np.float32, [-1, 1, -1], lambda grid: _angles(grid, grid.spec.rope, 1)),
+    "local_cos": (np.float32, [-1, 1, -1], lambda grid: _angles(grid, grid.spec.local_rope, 0)),
+    "local_sin": (np.float32, [-1, 1, -1], lambda grid: _angles(grid, grid.spec.local_rope, 1)),
+}
 
 
 def _round_up(size: int) -> int:
@@ -185,8 +272,8 @@ def _round_up(size: int) -> int:
     return -(-size // step) * step
 
 
-def _extended(values: NDArray[np.int32], size: int) -> NDArray[np.int32]:
-    return np.concatenate((values, np.zeros(size - len(values), np.int32)))
+def _extended(values: Array, size: int) -> Array:
+    return np.concatenate((values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)))
 
 
 def _properties(options: CompileOptions) -> dict[str, str | int | bool]:
@@ -203,6 +290,12 @@ def _constant(array: Array) -> ov.Node:
     return op.constant(array, shared_memory=True)
 
 
-def _norm(x: ov.Node, norm: Norm, eps: float) -> ov.Node:
-    normal = op.mvn(x, np.array([-1]), True, eps, "INSIDE_SQRT")
-    return op.add(op.multiply(normal, _constant(norm.weight)), _constant(norm.bias))
+def _normal(x: ov.Node, spec: NormSpec) -> ov.Node:
+    if spec.kind == "layer":
+        return op.mvn(x, np.array([-1]), True, spec.eps, "INSIDE_SQRT")
+    mean_square = op.reduce_mean(op.multiply(x, x), np.array([-1]), True)
+    return op.divide(x, op.sqrt(op.add(mean_square, np.float32(spec.eps))))
+
+
+def _width(x: ov.Node) -> int:
+    return int(x.get_output_partial_shape(0)[1].get_length())

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openbei.model import transformer
-from openbei.model.spec import Activation, Array, Batch, Embedding, Linear, Model, Norm, Pooling
+from openbei.model.ops import Attention, NormSpec, Ops
+from openbei.model.positions import cos_sin, visible
+from openbei.model.spec import Activation, Array, Batch, Embedding, Linear, Model, ModelSpec, Norm, Pooling
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -30,31 +32,56 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class TorchOps:
     """Ops[Tensor] over one Batch; each method is the definition in ops/__init__.py, line by line."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, spec: ModelSpec) -> None:
         self.batch = batch
+        self.spec = spec
         ends = batch.cu_seqlens.tolist()
         self.rows = [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
-    def embed(self, tables: Embedding, eps: float) -> Tensor:
+    def embed(self, tables: Embedding, scale: float) -> Tensor:
         """Tables at the batch's ids: (T, C)."""
-        x = _tensor(tables.word)[self.batch.input_ids] + _tensor(tables.position)[self.batch.position_ids]
+        x = _tensor(tables.word)[self.batch.input_ids] * scale
+        if tables.position is not None:
+            x = x + _tensor(tables.position)[self.batch.position_ids]
         if tables.segment is not None:
             x = x + _tensor(tables.segment)[self.batch.token_type_ids]
-        return _norm(x, tables.norm, eps)
+        return x
 
     def linear(self, x: Tensor, linear: Linear, activation: Activation = "identity") -> Tensor:
         """(rows, in) -> (rows, out)."""
         bias = None if linear.bias is None else _tensor(linear.bias)
         return ACTIVATIONS[activation](F.linear(x, _tensor(linear.weight), bias))
 
-    def add_norm(self, x: Tensor, residual: Tensor, norm: Norm, eps: float) -> Tensor:
-        """(T, C)."""
-        return _norm(x + residual, norm, eps)
+    def gated(self, x: Tensor, up: Linear, gate: Linear, activation: Activation) -> Tensor:
+        """(T, C) -> (T, F)."""
+        return self.linear(x, gate, activation) * self.linear(x, up)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Array | None = None) -> Tensor:
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y."""
+        return x + y
+
+    def norm(self, x: Tensor, norm: Norm, spec: NormSpec) -> Tensor:
+        """(T, C), or by heads."""
+        weight, bias = _tensor(norm.weight), None if norm.bias is None else _tensor(norm.bias)
+        heads = x.reshape(len(x), -1, len(weight))
+        if spec.kind == "rms":
+            return F.rms_norm(heads, weight.shape, weight, spec.eps).reshape(x.shape)
+        return F.layer_norm(heads, weight.shape, weight, bias, spec.eps).reshape(x.shape)
+
+    def rope(self, x: Tensor, num_heads: int, local: bool) -> Tensor:
+        """(T, heads*D), both halves turned by the token's angles."""
+        rope = (self.spec.local_rope if local else None) or self.spec.rope
+        assert rope is not None
+        cos, sin = (torch.from_numpy(part)[:, None, :] for part in cos_sin(rope, self.spec.head_dim, self.batch))
+        first, second = x.reshape(len(x), num_heads, -1).chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).reshape(x.shape)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, how: Attention) -> Tensor:
         """(T, H*D), sequence by sequence."""
-        q, k, v = (x.reshape(len(x), num_heads, -1).transpose(0, 1) for x in (q, k, v))
-        return torch.cat([_attend(q[:, rows], k[:, rows], v[:, rows], bias) for rows in self.rows])
+        q = q.reshape(len(q), how.num_heads, -1).transpose(0, 1)
+        k, v = (x.reshape(len(x), how.num_kv_heads, -1).transpose(0, 1) for x in (k, v))
+        k, v = (x.repeat_interleave(how.num_heads // how.num_kv_heads, dim=0) for x in (k, v))
+        return torch.cat([_attend(q[:, rows], k[:, rows], v[:, rows], how) for rows in self.rows])
 
     def pool(self, x: Tensor, kind: Pooling) -> Tensor:
         """(T, C) -> (B, C)."""
@@ -65,29 +92,37 @@ class TorchOps:
 
 def states(model: Model, batch: Batch) -> NDArray[np.float32]:
     """Batch -> last hidden states float32 (T, C)."""
-    with torch.inference_mode():
-        return transformer.states(TorchOps(batch), model).numpy()
+    return _run(transformer.states, model, batch)
 
 
 def embed(model: Model, batch: Batch) -> NDArray[np.float32]:
     """Batch -> pooled vectors float32 (B, embedding_dim), not normalised."""
+    return _run(transformer.embed, model, batch)
+
+
+def classify(model: Model, batch: Batch) -> NDArray[np.float32]:
+    """Batch -> logits float32 (B, L), or (T, L) where the head is per token."""
+    return _run(transformer.classify, model, batch)
+
+
+def _run(forward: Callable[[Ops[Tensor], Model], Tensor], model: Model, batch: Batch) -> NDArray[np.float32]:
     with torch.inference_mode():
-        return transformer.embed(TorchOps(batch), model).numpy()
+        return forward(TorchOps(batch, model.spec), model).numpy()
 
 
 def _tensor(array: Array) -> Tensor:
     return torch.from_numpy(np.array(array, np.float32))
 
 
-def _norm(x: Tensor, norm: Norm, eps: float) -> Tensor:
-    return F.layer_norm(x, (x.shape[-1],), _tensor(norm.weight), _tensor(norm.bias), eps)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Array | None) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, how: Attention) -> Tensor:
+    """One sequence, (heads, n, D) each -> (n, H*D)."""
     length = q.shape[1]
-    scores = q @ k.transpose(1, 2) * q.shape[2] ** -0.5
-    if bias is not None:
-        position = torch.arange(length)
-        scores = scores + _tensor(bias)[:, position[None, :] - position[:, None] + bias.shape[1] // 2]
+    scores = q @ k.transpose(1, 2) * how.scale
+    if how.softcap is not None:
+        scores = how.softcap * torch.tanh(scores / how.softcap)
+    ahead = torch.arange(length)[None, :] - torch.arange(length)[:, None]  # key position - query position
+    if how.bias is not None:
+        scores = scores + _tensor(how.bias)[:, ahead + how.bias.shape[1] // 2]
+    scores = scores.masked_fill(~torch.from_numpy(visible(ahead.numpy(), how.causal, how.window)), -torch.inf)
     attended: Tensor = scores.softmax(-1) @ v
     return attended.transpose(0, 1).reshape(length, -1)
