@@ -23,6 +23,7 @@ from openbei.errors import OpenBeiError
 from openbei.flags import ConfigCommand, Secret, config_options, pick
 
 if TYPE_CHECKING:
+    from openbei.engine.request import Kind
     from openbei.progress import Progress
     from openbei.weights.checkpoint import Checkpoint
 
@@ -100,18 +101,18 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
         def on_ready(url: str) -> None:
             facts = {"address": url, "docs": f"{url}/docs", "listens_on": config.hostname}
             facts |= served_facts(checkpoint, engine_config, engine.info)
-            _print_ready(facts, config, time.monotonic() - started_s)
+            _print_ready(facts, config, engine.info.kind, time.monotonic() - started_s)
 
         serve_engine(engine, config, on_ready)
 
 
-def _print_ready(facts: dict[str, Any], config: ServerConfig, seconds: float) -> None:
+def _print_ready(facts: dict[str, Any], config: ServerConfig, kind: "Kind", seconds: float) -> None:
     from openbei.describe import curl, table
 
     if config.json_output:
         click.echo(orjson.dumps({"message": "ready", "seconds": round(seconds, 3), **facts}))
         return
-    command = curl(facts["address"], with_key=config.api_key is not None)
+    command = curl(facts["address"], kind, with_key=config.api_key is not None)
     click.echo(f"openbei is ready after {seconds:.1f} s\n\n{table(facts)}\n\nTry it:\n  {command}\n")
 
 

@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 
 from openbei.config import EngineConfig
-from openbei.engine.request import EngineInfo
-from openbei.model.spec import Dense, Model
-from openbei.weights.checkpoint import Checkpoint
+from openbei.engine.request import EngineInfo, Kind
+from openbei.model.spec import Dense, Model, ModelSpec
+from openbei.weights.checkpoint import Checkpoint, Labels
 
 Facts = dict[str, Any]
+
+EXAMPLES: dict[Kind, tuple[str, str]] = {  # path and body of a first request
+    "embedding": ("/v1/embeddings", '{"input": "The sky is blue."}'),
+    "classifier": ("/predict", '{"inputs": "The sky is blue."}'),
+    "reranker": ("/rerank", '{"query": "colour of the sky", "texts": ["Grass is green.", "The sky is blue."]}'),
+    "token_classifier": ("/predict_tokens", '{"inputs": "Ada lives in Paris.", "aggregation_strategy": "simple"}'),
+}
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> Facts:
@@ -25,6 +32,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> Facts:
         "revision": checkpoint.revision,
         "folder": str(checkpoint.folder),
         **model_facts(model),
+        **labels_facts(checkpoint.labels),
         "max_input_length": text.max_length,
         "lower_case": text.lower_case,
         "prompts": dict(text.prompts),
@@ -32,7 +40,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> Facts:
 
 
 def model_facts(model: Model) -> Facts:
-    """A model -> its family, sizes, and how tokens become a vector."""
+    """A model -> its family, sizes, how tokens see each other, and how they become a vector or labels."""
     spec = model.spec
     return {
         "family": spec.family,
@@ -40,15 +48,28 @@ def model_facts(model: Model) -> Facts:
         "layers": spec.num_layers,
         "width": spec.width,
         "heads": spec.num_heads,
+        "key_heads": spec.num_kv_heads,
+        "head_width": spec.head_dim,
         "ffn_width": spec.ffn_width,
         "vocab_size": spec.vocab_size,
         "activation": spec.activation,
+        "gated": model.weights.layers[0].gate is not None if model.weights.layers else False,
         "positions": spec.num_positions,
+        "position_kind": _position_kind(spec),
+        "attention": _attention(spec),
         "pooling": model.pooling,
         "dense": [_dense(dense) for dense in model.dense],
-        "normalize": model.normalize,
-        "embedding_dim": model.embedding_dim,
+        "normalize": None if model.head else model.normalize,
+        "embedding_dim": None if model.head else model.embedding_dim,
     }
+
+
+def labels_facts(labels: Labels | None) -> Facts:
+    """A head's labels -> what the model does with a text, their names, and how their scores are made."""
+    if labels is None:
+        return {"task": "embed", "labels": [], "scores": None}
+    task = "classify tokens" if labels.per_token else "rerank" if labels.reranker else "classify"
+    return {"task": task, "labels": list(labels.names), "scores": labels.activation}
 
 
 def num_parameters(value: Any) -> int:
@@ -69,7 +90,7 @@ def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo)
     network = f"{spec.family}, {spec.num_layers} layers, {spec.width} wide, {millions:.1f} million parameters"
     return {
         "model": info.model_id,
-        "network": f"{network}, {info.pooling} pooling",
+        "network": f"{network}, {_output(checkpoint)}",
         "precision": f"{info.dtype}: {precision_reason(engine.dtype, info.dtype)}",
         "device": f"{info.device}, {info.max_batch_tokens} tokens a batch",
         "input": f"at most {info.max_input_length} tokens; longer is {too_long}",
@@ -91,11 +112,34 @@ def table(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in facts.items())
 
 
-def curl(url: str, with_key: bool) -> str:
-    """A request to copy and paste."""
+def curl(url: str, kind: Kind, with_key: bool) -> str:
+    """A request to copy and paste, which this kind of model answers."""
+    path, body = EXAMPLES[kind]
     key = '-H "Authorization: Bearer $API_KEY" ' if with_key else ""
-    json_type = "-H 'Content-Type: application/json'"
-    return f"""curl {url}/v1/embeddings {key}{json_type} -d '{{"input": "The sky is blue."}}'"""
+    return f"curl {url}{path} {key}-H 'Content-Type: application/json' -d '{body}'"
+
+
+def _output(checkpoint: Checkpoint) -> str:
+    labels = checkpoint.labels
+    if labels is None:
+        return f"{checkpoint.model.pooling} pooling"
+    return f"{len(labels.names)} label{'s' if len(labels.names) > 1 else ''}{' a token' if labels.per_token else ''}"
+
+
+def _attention(spec: ModelSpec) -> str:
+    sides = "causal" if spec.causal else "to both sides"
+    if spec.window is None:
+        return sides
+    return f"{sides}, {spec.window} tokens wide in {sum(spec.local_layers)} of {spec.num_layers} layers"
+
+
+def _position_kind(spec: ModelSpec) -> str:
+    if spec.alibi:
+        return "ALiBi"
+    if spec.rope is None:
+        return "learned"
+    scaled = "" if spec.rope.scaling == "none" else f", {spec.rope.scaling} scaling by {spec.rope.factor:g}"
+    return f"rotary, theta {spec.rope.theta:g}{scaled}"
 
 
 def _dense(dense: Dense) -> str:

@@ -9,48 +9,45 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from openbei.config import EngineConfig
-from openbei.engine.executor import Executor
+from openbei.engine.check import check, check_vocabulary
+from openbei.engine.executor import Executor, Output
+from openbei.engine.local import LocalCalls
 from openbei.engine.metrics import Metrics
 from openbei.engine.pending import Pending
 from openbei.engine.queue import Encoding, Queue
-from openbei.engine.request import Options, Request, Result
-from openbei.engine.settle import default_prompt, describe, limited
-from openbei.engine.tokenizer import Tokenizer, Truncation
-from openbei.errors import (
-    BatchTooLarge,
-    DeadlineExceeded,
-    EmptyInput,
-    InferenceFailed,
-    InvalidInput,
-    Overloaded,
-    RequestError,
-    Unhealthy,
-    UnknownPrompt,
-)
-from openbei.model.spec import pack
+from openbei.engine.request import Request, Result, Task, num_characters
+from openbei.engine.settle import default_prompt, describe, kind_of, limited
+from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
+from openbei.engine.tokens import tokens_of
+from openbei.errors import DeadlineExceeded, InferenceFailed, Overloaded, RequestError, Unhealthy
+from openbei.model.spec import Batch, pack
 from openbei.weights.checkpoint import Checkpoint
 
 Clock = Callable[[], float]
 Status = Literal["ready", "draining", "failed"]
 INLINE_CHARACTERS = 2048  # so few are tokenised (0.2 ms) sooner than another thread wakes up
-CHUNK_INPUTS = 256
-WINDOW_INPUTS = 4096
 MAX_RETRY_AFTER_S = 30
 RESTART_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+OUTPUTS: dict[Task, Output] = {  # what the executor is asked for; tasks of one output share batches
+    "embed": "vectors",
+    "embed_tokens": "states",
+    "classify": "labels",
+    "rerank": "labels",
+    "classify_tokens": "labels",
+}
 
 log = logging.getLogger(__name__)
 
 
-class Engine:
+class Engine(LocalCalls):
     """Tokenizer, queue and executor for one model: requests in, futures of results out.
 
     make_executor is called once to start, and again after an executor raised. clock: seconds, only ever forward.
@@ -67,8 +64,9 @@ class Engine:
         self._clock = clock
         text = limited(checkpoint.text, config)
         self._tokenizer = Tokenizer(text)
-        self._prompt = default_prompt(text.prompts, config)
-        self._spec = checkpoint.model.spec
+        self._spec, self._labels = checkpoint.model.spec, checkpoint.labels
+        check_vocabulary(self._tokenizer.vocab_size, self._spec.vocab_size)
+        self._prompt = default_prompt(text.prompts, config, kind_of(self._labels))
         self._make_executor = make_executor
         self._executor = make_executor()
         self.info = describe(checkpoint, text, config, self._executor.device)
@@ -101,51 +99,25 @@ class Engine:
         """Request -> future of its Result; cancelling it drops what of it still waits.
 
         wait: block until there is room, instead of raising Overloaded; for callers in this process.
-        Raises at once Unhealthy, EmptyInput, BatchTooLarge, InvalidInput, Overloaded. The future fails with TooLong,
+        Raises at once what check.check does, Unhealthy and Overloaded. The future fails with TooLong,
         TokenizerFailed, InferenceFailed, DeadlineExceeded, Overloaded (max_queue_tokens).
         """
         self.metrics.begun(request)
         try:
-            prompt = self._check(request)
+            check(request, self.info, self.config.max_client_batch_size)
             num_permits = min(len(request.inputs), self.config.max_concurrent_requests)
             self._admit(num_permits, wait)
         except RequestError as error:
             self.metrics.failed(request, error)
             raise
-        pending = Pending(request, self._clock())
+        pending = Pending(request, self._clock(), self._labels.activation if self._labels else "identity")
         pending.future.add_done_callback(lambda _: self._release(num_permits))
         pending.future.add_done_callback(lambda future: self._count(request, future))
-        if sum(map(len, request.inputs)) <= INLINE_CHARACTERS:
-            self._tokenize(pending, prompt, wait)
+        if sum(map(num_characters, request.inputs)) <= INLINE_CHARACTERS:
+            self._tokenize(pending, wait)
         else:
-            self._tokenizers.submit(self._tokenize, pending, prompt, wait)
+            self._tokenizers.submit(self._tokenize, pending, wait)
         return pending.future
-
-    def embed(self, texts: Sequence[str], **options: Any) -> NDArray[np.float32]:
-        """Texts, any number -> embeddings float32 (B, C); blocks until done. options: fields of request.Options."""
-        parts = list(self._embed_chunks(texts, Options(**options), WINDOW_INPUTS))
-        return np.concatenate(parts) if parts else np.empty((0, self.info.embedding_dim), np.float32)
-
-    def embed_stream(
-        self, texts: Iterable[str], options: Options | None = None, window: int = WINDOW_INPUTS
-    ) -> Iterator[NDArray[np.float32]]:
-        """Texts -> their embeddings float32 (C,), in order; holds about `window` inputs at a time."""
-        for part in self._embed_chunks(texts, options or Options(), window):
-            yield from part
-
-    def _embed_chunks(self, texts: Iterable[str], options: Options, window: int) -> Iterator[NDArray[np.float32]]:
-        chunk = min(CHUNK_INPUTS, self.config.max_client_batch_size, window)
-        source, futures = iter(texts), deque[Future[Result]]()
-        try:
-            while inputs := list(itertools.islice(source, chunk)):
-                futures.append(self.submit(Request(inputs=inputs, options=options), wait=True))
-                if len(futures) * chunk >= window:
-                    yield futures.popleft().result().embeddings
-            while futures:
-                yield futures.popleft().result().embeddings
-        finally:
-            for future in futures:
-                future.cancel()
 
     # Life
 
@@ -174,24 +146,6 @@ class Engine:
 
     # Admission
 
-    def _check(self, request: Request) -> str | None:
-        """The prompt in force; raises if the request can be refused without looking at its tokens."""
-        options, limit = request.options, self.config.max_client_batch_size
-        if not len(request.inputs) or not all(len(item) for item in request.inputs):
-            raise EmptyInput("inputs must not be empty, and no input may be")
-        if len(request.inputs) > limit:
-            raise BatchTooLarge(f"batch size {len(request.inputs)} > maximum allowed batch size {limit}")
-        if options.dimensions is not None and not 1 <= options.dimensions <= self.info.embedding_dim:
-            raise InvalidInput(f"dimensions must be 1 to {self.info.embedding_dim}, got {options.dimensions}")
-        for item in request.inputs:
-            if not isinstance(item, str) and max(item) >= self.info.vocab_size:
-                raise InvalidInput(f"token id {max(item)} >= vocabulary size {self.info.vocab_size}")
-        if options.prompt_name is None:
-            return self._prompt
-        if options.prompt_name not in self.info.prompts:
-            raise UnknownPrompt(f"prompt_name is none of the model's prompts: {sorted(self.info.prompts)}")
-        return self.info.prompts[options.prompt_name]
-
     def _admit(self, num_permits: int, wait: bool) -> None:
         limit = self.config.max_concurrent_requests
         with self._changed:
@@ -219,16 +173,29 @@ class Engine:
 
     # Tokenise
 
-    def _tokenize(self, pending: Pending, prompt: str | None, wait: bool) -> None:
+    def _tokenize(self, pending: Pending, wait: bool) -> None:
         try:
-            options = pending.request.options
-            enabled = self.config.auto_truncate if options.truncate is None else options.truncate
-            truncation = Truncation(enabled, options.truncation_direction)
-            token_ids = self._tokenizer.encode(pending.request.inputs, truncation, prompt)
-            pending.tokenized([len(ids) for ids in token_ids], self._clock())
-            self._enqueue([Encoding(ids, pending, i) for i, ids in enumerate(token_ids)], pending, wait)
+            task = pending.request.task
+            encoded = self._encode(pending)
+            pending.tokenized([len(one.ids) for one in encoded], self._clock())
+            encodings = [Encoding(one.ids, pending, i, one.type_ids, OUTPUTS[task]) for i, one in enumerate(encoded)]
+            self._enqueue(encodings, pending, wait)
         except Exception as error:  # the pool would swallow it, and the client would hang
             pending.fail(error)
+
+    def _encode(self, pending: Pending) -> list[Encoded]:
+        inputs, options = pending.request.inputs, pending.request.options
+        enabled = self.config.auto_truncate if options.truncate is None else options.truncate
+        truncation = Truncation(enabled, options.truncation_direction)
+        if pending.request.task == "classify_tokens":  # its offsets are into the bare text, so no prompt
+            encoded = self._tokenizer.encode(inputs, truncation, None, with_offsets=True)
+            pending.tokens = [
+                tokens_of(str(text), one, self._tokenizer, truncation)
+                for text, one in zip(inputs, encoded, strict=True)
+            ]
+            return encoded
+        prompt = self._prompt if options.prompt_name is None else self.info.prompts[options.prompt_name]
+        return self._tokenizer.encode(inputs, truncation, prompt)
 
     def _enqueue(self, encodings: list[Encoding[Pending]], pending: Pending, wait: bool) -> None:
         num_tokens = pending.num_tokens
@@ -273,18 +240,27 @@ class Engine:
 
     def _run(self, encodings: list[Encoding[Pending]], alone: bool) -> None:
         begin_s = self._clock()
-        batch = pack(self._spec, [encoding.token_ids for encoding in encodings])
-        vectors = self._executor.run(batch, alone)
+        batch = self._pack(encodings)
+        output = OUTPUTS[encodings[0].owner.request.task]
+        rows = self._executor.run(batch, output, alone)
         end_s = self._clock()
         self._tokens_per_s = batch.num_tokens / max(end_s - begin_s, 1e-6) * len(self._lanes)
         self.metrics.batch_formed(len(encodings), batch.num_tokens)
+        by_token = output == "states" or self.info.kind == "token_classifier"
+        answers = np.split(rows, batch.cu_seqlens[1:-1]) if by_token else rows
         finished = []
         with self._changed:  # a request's inputs may finish on two lanes at once
-            for encoding, vector in zip(encodings, vectors, strict=True):
-                if encoding.owner.add(encoding.index, vector, begin_s, end_s):
+            for encoding, answer in zip(encodings, answers, strict=True):
+                if encoding.owner.add(encoding.index, answer, begin_s, end_s):
                     finished.append(encoding.owner)
         for pending in finished:
             self._resolve(pending)
+
+    def _pack(self, encodings: list[Encoding[Pending]]) -> Batch:
+        types = None
+        if any(encoding.type_ids is not None for encoding in encodings):
+            types = [encoding.type_ids or [0] * len(encoding.token_ids) for encoding in encodings]
+        return pack(self._spec, [encoding.token_ids for encoding in encodings], types)
 
     def _resolve(self, pending: Pending) -> None:
         result = pending.resolve(self._clock())

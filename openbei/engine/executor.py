@@ -4,7 +4,8 @@ Owns precision and the split of cores into streams; never touches requests, queu
 """
 
 import os
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from openbei.config import DType
 from openbei.errors import ConfigError
-from openbei.model.ops.openvino import CompileOptions, compile_model, native_bfloat16
+from openbei.model.ops.openvino import CompiledModel, CompileOptions, compile_model, native_bfloat16
 from openbei.model.spec import Batch, Model, pack
 
+Output = Literal["vectors", "states", "labels"]
 MAX_BATCH_TOKENS = 512
 WARM_UP_TOKENS = (16, 128)
 
@@ -38,34 +40,57 @@ class Executor(Protocol):
 
     device: Device
 
-    def run(self, batch: Batch, alone: bool) -> NDArray[np.float32]:
-        """Batch -> pooled vectors (B, embedding_dim), not normalised.
+    def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
+        """Batch -> pooled vectors (B, embedding_dim), not normalised; states (T, C); or labels (B, L), (T, L) by token.
 
         alone: nothing else runs or will until this returns, so the whole device may work on it.
         """
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """One output of a model, compiled for one stream a core, and for all cores on one batch."""
+
+    streams: CompiledModel
+    whole: CompiledModel
+
+
 class CpuExecutor:
-    """One OpenVINO stream a core for throughput, and all cores on one batch when it is alone."""
+    """One OpenVINO stream a core for throughput, and all cores on one batch when it is alone.
+
+    What the model is for is compiled at once; another output when it is first asked for.
+    """
 
     def __init__(self, model: Model, dtype: DType = "auto") -> None:
         cores, chosen = count_cores(), choose_dtype(dtype)
         self.device = Device(f"cpu, {cores} streams", chosen, cores, MAX_BATCH_TOKENS)
-        self._streams = compile_model(model, CompileOptions(chosen, cores, cores))
-        self._whole = self._streams
-        if cores > 1:
-            self._whole = compile_model(model, CompileOptions(chosen, 1, cores))
-        self._warm_up(model)
+        self._model = model
+        self._options = CompileOptions(chosen, cores, cores)
+        self._compiling = threading.Lock()
+        self._graphs: dict[Output, Graphs] = {}
+        self._graphs_of("labels" if model.head else "vectors")
 
-    def run(self, batch: Batch, alone: bool) -> NDArray[np.float32]:
-        """Batch -> (B, embedding_dim); threads may call it at once, one a lane."""
-        return (self._whole if alone else self._streams).run(batch)
+    def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
+        """Batch -> rows as Executor says; threads may call it at once, one a lane."""
+        graphs = self._graphs.get(output) or self._graphs_of(output)
+        return (graphs.whole if alone else graphs.streams).run(batch)
 
-    def _warm_up(self, model: Model) -> None:
+    def _graphs_of(self, output: Output) -> Graphs:
+        """Compile and warm up one output, unless another thread just did."""
+        with self._compiling:
+            if output not in self._graphs:
+                streams = whole = compile_model(self._model, self._options, output)
+                if self._options.num_streams > 1:
+                    whole = compile_model(self._model, replace(self._options, num_streams=1), output)
+                self._warm_up(whole)
+                self._graphs[output] = Graphs(streams, whole)
+            return self._graphs[output]
+
+    def _warm_up(self, graph: CompiledModel) -> None:
         for num_tokens in WARM_UP_TOKENS:
-            length = min(num_tokens, model.spec.max_length)
-            self._whole.run(pack(model.spec, [[0] * length]))
+            length = min(num_tokens, self._model.spec.max_length)
+            graph.run(pack(self._model.spec, [[0] * length]))
 
 
 def choose_dtype(dtype: DType) -> Literal["float32", "bfloat16"]:

@@ -138,18 +138,20 @@ class Metrics:
         """Count a request and its inputs, before anything is checked."""
         with self._lock:
             self.request_count.add(value=method(request))
-            self.embed_count.add(len(request.inputs))
+            (self.embed_count if embeds(request) else self.predict_count).add(len(request.inputs))
 
     def succeeded(self, request: Request, result: Result, inputs: Sequence[InputTimes]) -> None:
         """Count an answered request with its times, and each input with its own."""
         times = result.timings
         request_steps = (times.total_s, times.tokenization_s, times.queue_s, times.inference_s)
+        success = self.embed_success if embeds(request) else self.predict_success
+        histograms = self.embed_times if embeds(request) else self.predict_times
         with self._lock:
             self.request_success.add(value=method(request))
-            self.embed_success.add(len(inputs))
+            success.add(len(inputs))
             observe_all(self.request_times, request_steps)
             for one in inputs:
-                observe_all(self.embed_times, one.steps)
+                observe_all(histograms, one.steps)
                 self.input_length.observe(one.num_tokens)
 
     def failed(self, request: Request, error: BaseException | None) -> None:
@@ -195,8 +197,13 @@ def observe_all(histograms: Iterable[Histogram], values: Iterable[float]) -> Non
 
 
 def method(request: Request) -> str:
-    """TEI's label: one input is single, any other number is batch."""
-    return "single" if len(request.inputs) == 1 else "batch"
+    """TEI's label: one input is single, any other number is batch, and so is all reranking."""
+    return "single" if len(request.inputs) == 1 and request.task != "rerank" else "batch"
+
+
+def embeds(request: Request) -> bool:
+    """True for the tasks that te_embed_* count; te_predict_* count the others."""
+    return request.task in ("embed", "embed_tokens")
 
 
 def failure(request: Request, error: BaseException | None) -> str | None:

@@ -8,20 +8,24 @@ from concurrent.futures import Future, InvalidStateError
 import numpy as np
 from numpy.typing import NDArray
 
+from openbei.engine.finish import Activation, finished
 from openbei.engine.metrics import InputTimes
-from openbei.engine.request import Request, Result, Timings, Usage
+from openbei.engine.request import Request, Result, Timings, Token, Usage, num_characters
 from openbei.errors import InferenceFailed
-
-SMALLEST_NORM = 1e-12
 
 
 class Pending:
-    """One admitted Request. submitted_s: time.monotonic(); times: one InputTimes an input, once resolved."""
+    """One admitted Request. submitted_s: time.monotonic(); activation: of the model's labels.
 
-    def __init__(self, request: Request, submitted_s: float) -> None:
+    times: one InputTimes an input, once resolved. tokens: of each input, where the task answers with them.
+    """
+
+    def __init__(self, request: Request, submitted_s: float, activation: Activation = "identity") -> None:
         self.request = request
         self.future: Future[Result] = Future()
         self.times: list[InputTimes] = []
+        self.tokens: list[list[Token]] = []
+        self._activation = activation
         self._submitted_s = self._tokenized_s = submitted_s
         self._lengths: list[int] = []
         self._rows: list[NDArray[np.float32]] = []
@@ -39,20 +43,20 @@ class Pending:
         self._rows = [np.empty(0, np.float32)] * len(lengths)
         self._spans = [(now_s, now_s)] * len(lengths)
 
-    def add(self, index: int, vector: NDArray[np.float32], begin_s: float, end_s: float) -> bool:
-        """Note the vector (C,) of one input and when it was computed; True if it was the last one."""
-        self._rows[index], self._spans[index] = vector, (begin_s, end_s)
+    def add(self, index: int, row: NDArray[np.float32], begin_s: float, end_s: float) -> bool:
+        """Note what the model made of one input and when; True if it was the last one. row: as finish.finished."""
+        self._rows[index], self._spans[index] = row, (begin_s, end_s)
         self._num_left -= 1
         return self._num_left == 0
 
     def resolve(self, now_s: float) -> Result | None:
         """All rows -> the Result, given to the client; None if it was cancelled, or failed on NaN."""
-        options = self.request.options
-        vectors = np.stack(self._rows)[:, : options.dimensions]
-        if not np.isfinite(vectors).all():
-            self.fail(InferenceFailed("inference failed: the model's output holds NaN or infinity"))
+        try:
+            rows = finished(self.request.task, self._rows, self.request.options, self._activation)
+        except InferenceFailed as error:
+            self.fail(error)
             return None
-        result = Result(normalized(vectors) if options.normalize else vectors, self._usage(), self._timings(now_s))
+        result = Result(rows, self._usage(), self._timings(now_s), self.tokens)
         try:
             self.future.set_result(result)
         except InvalidStateError:
@@ -67,7 +71,7 @@ class Pending:
             return
 
     def _usage(self) -> Usage:
-        return Usage(self.num_tokens, sum(len(item) for item in self.request.inputs))
+        return Usage(self.num_tokens, sum(map(num_characters, self.request.inputs)))
 
     def _timings(self, now_s: float) -> Timings:
         count, total_s = len(self._spans), now_s - self._submitted_s
@@ -78,9 +82,3 @@ class Pending:
         ]
         queue_s = sum(times.queue_s for times in self.times) / count
         return Timings(total_s, tokenization_s, queue_s, sum(times.inference_s for times in self.times) / count)
-
-
-def normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows (N, C) -> rows of L2 norm 1, the norm in float64; a zero row stays zero."""
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(norms, SMALLEST_NORM), np.float32)

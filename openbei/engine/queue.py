@@ -15,22 +15,27 @@ Owner = TypeVar("Owner")
 
 @dataclass(slots=True, eq=False)
 class Encoding(Generic[Owner]):
-    """Token ids of one input: `index` among the inputs of its `owner`."""
+    """Token ids of one input: `index` among the inputs of its `owner`.
+
+    type_ids: segment of each token, None for all zero. kind: encodings of different kinds never share a batch.
+    """
 
     token_ids: Sequence[int]
     owner: Owner
     index: int
+    type_ids: Sequence[int] | None = None
+    kind: str = ""
     arrival: int = field(default=-1, init=False)
     waiting: bool = field(default=False, init=False)
 
     @property
-    def key(self) -> tuple[int, int]:
-        """Place in the order by length; arrivals break ties."""
-        return len(self.token_ids), self.arrival
+    def key(self) -> tuple[str, int, int]:
+        """Place in the order by length, each kind by itself; arrivals break ties."""
+        return self.kind, len(self.token_ids), self.arrival
 
 
 class Queue(Generic[Owner]):
-    """Waits in order of arrival, leaves in batches of like length.
+    """Waits in order of arrival, leaves in batches of one kind and like length.
 
     is_live(owner) says whether an owner still wants its answer (not cancelled, not expired); encodings of others
     are dropped when a batch is formed. num_tokens counts all that wait.
@@ -40,7 +45,7 @@ class Queue(Generic[Owner]):
         self.max_tokens = max_tokens
         self.num_tokens = 0
         self._is_live = is_live
-        self._by_length: list[tuple[tuple[int, int], Encoding[Owner]]] = []
+        self._by_length: list[tuple[tuple[str, int, int], Encoding[Owner]]] = []
         self._by_arrival: deque[Encoding[Owner]] = deque()
         self._num_arrived = 0
 
@@ -61,7 +66,7 @@ class Queue(Generic[Owner]):
             self.num_tokens += len(encoding.token_ids)
 
     def take(self, max_batch_tokens: int, max_batch_requests: int | None = None) -> list[Encoding[Owner]]:
-        """Remove and return the oldest live encoding with its nearest neighbours in length.
+        """Remove and return the oldest live encoding with its nearest neighbours in length, all of its kind.
 
         Together at most max_batch_tokens tokens and max_batch_requests encodings, but always the oldest, even
         if it alone is longer: nobody starves. Empty if nothing live waits.
@@ -73,7 +78,7 @@ class Queue(Generic[Owner]):
         below, above = place - 1, place + 1
         batch, room = [oldest], max_batch_tokens - len(oldest.token_ids)
         while max_batch_requests is None or len(batch) < max_batch_requests:
-            nearest = self._nearest(below, above, len(oldest.token_ids), room)
+            nearest = self._nearest((below, above), oldest, room)
             if nearest is None:
                 break
             encoding = self._by_length[nearest][1]
@@ -108,13 +113,20 @@ class Queue(Generic[Owner]):
                 self._forget(oldest)
         return None
 
-    def _nearest(self, below: int, above: int, length: int, room: int) -> int | None:
-        """Of the places at the two edges of a window, the one nearer to `length` that fits in room, if any."""
-        fits = [place for place in (below, above) if 0 <= place < len(self._by_length) and self._length(place) <= room]
-        return min(fits, key=lambda place: abs(self._length(place) - length), default=None)
+    def _nearest(self, edges: tuple[int, int], oldest: Encoding[Owner], room: int) -> int | None:
+        """Of the places at the two edges of a window, the one nearest in length to `oldest` that fits, if any."""
+        length = len(oldest.token_ids)
+        return min(
+            (place for place in edges if self._fits(place, oldest.kind, room)),
+            key=lambda place: abs(self._by_length[place][0][1] - length),
+            default=None,
+        )
 
-    def _length(self, place: int) -> int:
-        return self._by_length[place][0][0]
+    def _fits(self, place: int, kind: str, room: int) -> bool:
+        if not 0 <= place < len(self._by_length):
+            return False
+        its_kind, length, _ = self._by_length[place][0]
+        return its_kind == kind and length <= room
 
     def _forget(self, encoding: Encoding[Owner]) -> None:
         encoding.waiting = False

@@ -5,13 +5,24 @@ Owns the shapes that cross between server and engine; never HTTP, JSON or tensor
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Input = str | Sequence[int]
+
+class Pair(NamedTuple):
+    """Two texts that the model reads as one input, such as a query and a document."""
+
+    first: str
+    second: str
+
+
+Input = str | Sequence[int] | Pair
 Direction = Literal["right", "left"]
+Task = Literal["embed", "embed_tokens", "classify", "rerank", "classify_tokens"]
+Kind = Literal["embedding", "classifier", "reranker", "token_classifier"]
+Rows = NDArray[np.float32] | list[NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +32,7 @@ class Options:
     truncate: None takes the server's auto_truncate. truncation_direction: the end that is cut away.
     prompt_name: key of the model's prompts, None for the server's default prompt, if any.
     normalize: L2 norm 1. dimensions: keep the first N values, before normalising.
+    raw_scores: logits as they are, instead of the scores that the model's activation makes of them.
     """
 
     truncate: bool | None = None
@@ -28,20 +40,28 @@ class Options:
     prompt_name: str | None = None
     normalize: bool = True
     dimensions: int | None = None
+    raw_scores: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Texts or token ids to embed. deadline_s: time.monotonic() after which inference must not begin."""
+    """Texts, token ids or pairs, and what to do with them.
+
+    deadline_s: time.monotonic() after which inference must not begin.
+    """
 
     inputs: Sequence[Input]
+    task: Task = "embed"
     options: Options = Options()
     deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """num_tokens: computed, with specials and prompt, after truncation. num_characters: code points given."""
+    """num_tokens: computed, with specials and prompt, after truncation. num_characters: code points given.
+
+    Of a pair both texts count, whole, each time they are given.
+    """
 
     num_tokens: int
     num_characters: int
@@ -58,12 +78,32 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """The answer to a Request: embeddings float32 (N, dimensions), in input order."""
+class Token:
+    """One token of a text. start, end: code points of the text it stands for, both 0 for a special one.
 
-    embeddings: NDArray[np.float32]
+    text: that slice of the text, or the name of a special token. continues: it goes on with the word before it.
+    """
+
+    id: int
+    text: str
+    start: int
+    end: int
+    special: bool
+    continues: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to a Request, in input order.
+
+    rows, float32: embed (N, dimensions), classify (N, L), rerank (N,); of N inputs with n tokens each,
+    embed_tokens N arrays (n, C) and classify_tokens N arrays (n, L). tokens: of each input, for classify_tokens.
+    """
+
+    rows: Rows
     usage: Usage
     timings: Timings
+    tokens: Sequence[Sequence[Token]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +111,7 @@ class EngineInfo:
     """What an engine serves, for /info, /v1/models and the start banner.
 
     dtype: float32 or bfloat16, as computed. device: such as "cpu, 2 streams". prompts: the model's own list.
+    labels: names of what a model with a head tells apart.
     """
 
     model_id: str
@@ -85,3 +126,21 @@ class EngineInfo:
     max_batch_tokens: int
     tokenization_workers: int
     prompts: dict[str, str]
+    kind: Kind = "embedding"
+    labels: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What a model of this kind can do, its own task first; whatever has one label can also rank."""
+        if self.kind == "embedding":
+            return ("embed", "embed_tokens")
+        if self.kind == "token_classifier":
+            return ("classify_tokens",)
+        if self.kind == "reranker":
+            return ("rerank", "classify")
+        return ("classify", "rerank") if len(self.labels) == 1 else ("classify",)
+
+
+def num_characters(item: Input) -> int:
+    """Code points of a text, both texts of a pair, or the ids of a list."""
+    return len(item.first) + len(item.second) if isinstance(item, Pair) else len(item)

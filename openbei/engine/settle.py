@@ -3,15 +3,18 @@
 Owns which of a flag and a model's file wins; never touches requests or threads.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 
 from openbei.config import EngineConfig
 from openbei.engine.executor import Device
-from openbei.engine.request import EngineInfo
+from openbei.engine.request import EngineInfo, Kind
 from openbei.errors import ConfigError
-from openbei.weights.checkpoint import Checkpoint, TextSpec
+from openbei.weights.checkpoint import Checkpoint, Labels, TextSpec
+
+log = logging.getLogger(__name__)
 
 
 def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, device: Device) -> EngineInfo:
@@ -29,7 +32,18 @@ def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, devic
         max_batch_tokens=config.max_batch_tokens or device.max_batch_tokens,
         tokenization_workers=config.tokenization_workers or os.cpu_count() or 1,
         prompts=text.prompts,
+        kind=kind_of(checkpoint.labels),
+        labels=checkpoint.labels.names if checkpoint.labels else (),
     )
+
+
+def kind_of(labels: Labels | None) -> Kind:
+    """What a model is, by its labels; without any it embeds."""
+    if labels is None:
+        return "embedding"
+    if labels.per_token:
+        return "token_classifier"
+    return "reranker" if labels.reranker else "classifier"
 
 
 def limited(text: TextSpec, config: EngineConfig) -> TextSpec:
@@ -42,11 +56,12 @@ def limited(text: TextSpec, config: EngineConfig) -> TextSpec:
     return replace(text, max_length=limit)
 
 
-def default_prompt(prompts: Mapping[str, str], config: EngineConfig) -> str | None:
+def default_prompt(prompts: Mapping[str, str], config: EngineConfig, kind: Kind) -> str | None:
     """The text put before every input that names no prompt of its own, if any. Raises ConfigError."""
     name = config.default_prompt_name
-    if name is None:
-        return config.default_prompt
-    if name not in prompts:
+    if name is not None and name not in prompts:
         raise ConfigError(f"default_prompt_name {name!r} is not a prompt of this model; it has {sorted(prompts)}")
-    return prompts[name]
+    prompt = config.default_prompt if name is None else prompts[name]
+    if prompt is not None and kind != "embedding":
+        log.warning("the default prompt is put before single texts only; pairs, and texts to tag by token, take none")
+    return prompt

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 from starlette.responses import Response
 
 from openbei import errors
@@ -46,7 +47,17 @@ def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = 
 
 def vectors(result: Result) -> Any:
     """Result -> its float32 (N, dimensions) array with rows end to end, as the JSON writer needs them."""
-    return np.ascontiguousarray(result.embeddings, np.float32)
+    return np.ascontiguousarray(result.rows, np.float32)
+
+
+def token_vectors(result: Result) -> Any:
+    """Result -> its N float32 arrays (n, C), each with rows end to end."""
+    return [np.ascontiguousarray(states, np.float32) for states in result.rows]
+
+
+def best_first(scores: NDArray[np.float32]) -> list[int]:
+    """Scores -> their places, the highest score first; of equal ones the later place, as TEI's sort does."""
+    return [int(place) for place in np.argsort(scores, kind="stable")[::-1]]
 
 
 def computed(call: Call, result: Result) -> dict[str, str]:

@@ -49,38 +49,42 @@ def create_app(engine: "Engine", config: ServerConfig) -> ASGIApp:
 
 
 class Table:
-    """Path -> Route. A path that ends in `{id}` also takes what follows, slashes included."""
+    """Path -> its routes, one a method. A path that ends in `{id}` also takes what follows, slashes included."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
-        paths = [(path, route) for route in routes for path in route.path]
-        self.exact = {path: route for path, route in paths if not path.endswith("{id}")}
-        self.prefixes = [(path.removesuffix("{id}"), route) for path, route in paths if path.endswith("{id}")]
+        paths: dict[str, list[Route]] = {}
+        for route in routes:
+            for path in route.path:
+                paths.setdefault(path, []).append(route)
+        self.exact = {path: found for path, found in paths.items() if not path.endswith("{id}")}
+        self.prefixes = [(path.removesuffix("{id}"), found) for path, found in paths.items() if path.endswith("{id}")]
 
-    def find(self, path: str) -> Route | None:
-        """The route of a path, whatever the method; None if there is none."""
+    def find(self, path: str) -> Sequence[Route]:
+        """The routes of a path, whatever the method; empty if there are none."""
         if path in self.exact:
             return self.exact[path]
-        return next((route for prefix, route in self.prefixes if path.startswith(prefix)), None)
+        return next((found for prefix, found in self.prefixes if path.startswith(prefix)), [])
 
 
 async def respond(call: Call, table: Table) -> Response:
     """A call -> its answer; every exception becomes one, in the dialect of the path."""
-    route = table.find(call.http.scope["path"])
+    routes = table.find(call.http.scope["path"])
     try:
-        if route is None:
+        if not routes:
             raise NotFound("no such path")
-        return await handle(call, route)
+        return await handle(call, routes)
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
     except Exception as error:
-        return failed(error, route.dialect if route else "tei")
+        return failed(error, routes[0].dialect if routes else "tei")
 
 
-async def handle(call: Call, route: Route) -> Response:
-    """A call on its route: method, key, body, then the route's own handler."""
-    method = call.http.method
-    if method not in route.methods:
-        raise MethodNotAllowed(f"{', '.join(route.methods)} is allowed here", route.methods)
+async def handle(call: Call, routes: Sequence[Route]) -> Response:
+    """A call on the routes of its path: method, key, body, then the route's own handler."""
+    route = next((route for route in routes if call.http.method in route.methods), None)
+    if route is None:
+        allowed = tuple(sorted(method for route in routes for method in route.methods))
+        raise MethodNotAllowed(f"{', '.join(allowed)} is allowed here", allowed)
     if route.keyed:
         check_key(call.http.headers, call.config.api_key)
     body = None

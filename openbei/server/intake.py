@@ -16,7 +16,7 @@ import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 
-from openbei.engine.request import Input, Options, Request, Result
+from openbei.engine.request import Input, Options, Request, Result, Task
 from openbei.errors import (
     InvalidInput,
     MalformedBody,
@@ -26,7 +26,7 @@ from openbei.errors import (
     UnsupportedMediaType,
 )
 from openbei.server.route import Call
-from openbei.wire.inputs import EmbedOptions
+from openbei.wire.inputs import CutOptions, EmbedOptions, PromptOptions, ScoreOptions
 
 # curl -d names the form type when it is told none, and so do published examples of BEI.
 FORM_TYPE = "application/x-www-form-urlencoded"
@@ -139,18 +139,26 @@ def milliseconds(text: str) -> float | None:
     return float(text) if MILLISECONDS.fullmatch(text) else None
 
 
-def engine_request(call: Call, inputs: Sequence[Input], options: EmbedOptions) -> Request:
-    """A batch and its options as sent -> the engine's Request; null becomes the default."""
+def engine_request(call: Call, inputs: Sequence[Input], body: CutOptions, task: Task = "embed") -> Request:
+    """A batch and the options that its body holds -> the engine's Request."""
     return Request(
         inputs=inputs,
-        options=Options(
-            truncate=options.truncate,
-            truncation_direction="left" if options.truncation_direction in {"Left", "left"} else "right",
-            prompt_name=options.prompt_name,
-            normalize=options.normalize is not False,
-            dimensions=options.dimensions,
-        ),
+        task=task,
+        options=engine_options(body),
         deadline_s=deadline_s(call.http.headers, call.arrived_s),
+    )
+
+
+def engine_options(body: CutOptions) -> Options:
+    """The options as sent -> the engine's; null becomes the default."""
+    embed = body if isinstance(body, EmbedOptions) else EmbedOptions()
+    return Options(
+        truncate=body.truncate,
+        truncation_direction="left" if body.truncation_direction in {"Left", "left"} else "right",
+        prompt_name=body.prompt_name if isinstance(body, PromptOptions) else None,
+        normalize=embed.normalize is not False,
+        dimensions=embed.dimensions,
+        raw_scores=isinstance(body, ScoreOptions) and body.raw_scores is True,
     )
 
 

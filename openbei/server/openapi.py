@@ -16,6 +16,7 @@ Json = dict[str, Any]
 Schemas = Mapping[Any, Json]
 
 ERROR_BODIES: dict[str, type] = {"openai": OpenAIError, "tei": TEIError}
+DESCRIPTION = "Embeddings, reranking and classification, as OpenAI and TEI serve them."
 RULE_IDS = re.compile(r" \(E[^)]*\)")  # the contract's own numbering, in the errors' docstrings
 KEY = {"type": "http", "scheme": "bearer", "description": "Only where the server was started with --api-key."}
 
@@ -26,10 +27,13 @@ def document(routes: Sequence[Route], version: str) -> Json:
     kinds.update(ERROR_BODIES.values())
     inline, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(kinds, inline, strict=True))
-    paths = {path: {r.method.lower(): operation(r, path, schemas)} for r in routes for path in r.path}
+    paths: dict[str, Json] = {}
+    for route in routes:
+        for path in route.path:
+            paths.setdefault(path, {})[route.method.lower()] = operation(route, path, schemas)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "openbei", "version": version, "description": "Embeddings, as OpenAI and TEI serve them."},
+        "info": {"title": "openbei", "version": version, "description": DESCRIPTION},
         "paths": paths,
         "components": {"schemas": dict(sorted(components.items())), "securitySchemes": {"key": KEY}},
     }

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 Dialect = Literal["tei", "openai"]
 
-EMBED_ERRORS: tuple[type[errors.RequestError], ...] = (
+INPUT_ERRORS: tuple[type[errors.RequestError], ...] = (
     errors.MalformedBody,
     errors.EmptyInput,
     errors.Unauthorized,
     errors.PayloadTooLarge,
     errors.UnsupportedMediaType,
     errors.InvalidInput,
+    errors.WrongTask,
     errors.InferenceFailed,
     errors.Overloaded,
     errors.InternalError,

@@ -1,30 +1,82 @@
-"""What a checkpoint says of its text side, and the Checkpoint itself. Data only.
+"""What a checkpoint says of its text side and of its labels, and the Checkpoint itself. Data only.
 
-Owns the two records that pass from weights to engine; never reads a file itself.
+Owns the records that pass from weights to engine; never reads a file itself.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from openbei.model.spec import Model
 
 
 @dataclass(frozen=True, slots=True)
+class Edge:
+    """What the model's files say of one end of every text, beside tokenizer.json.
+
+    wanted: token stands there, unless tokenizer.json puts a special token there itself; else it does not.
+    """
+
+    token: str
+    wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is found in the text before anything else. The flags are the tokenizers library's own."""
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = True
+    special: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TextSpec:
-    """How text becomes tokens: tokenizer.json, the most tokens with specials, prompts by name, lower-casing."""
+    """How text becomes tokens: tokenizer.json, the most tokens with specials, prompts by name, lower-casing.
+
+    first, last: what stands at the ends of every text; None leaves that to tokenizer.json. added_tokens: by id.
+    special_tokens: by role, such as {"eos_token": "</s>"}. chat_template: Jinja, of models that score chats.
+    bert_normalizer: settings of a BertNormalizer, by the tokenizers library's names, that win over tokenizer.json.
+    split_special_tokens: special tokens that occur in a text are read as its letters.
+    """
 
     tokenizer_file: Path
     max_length: int
     prompts: dict[str, str] = field(default_factory=dict)
     lower_case: bool = False
+    first: Edge | None = None
+    last: Edge | None = None
+    added_tokens: dict[int, AddedToken] = field(default_factory=dict)
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    chat_template: str | None = None
+    bert_normalizer: dict[str, bool | None] = field(default_factory=dict)
+    split_special_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a head's outputs mean. names: one a label, in the order of the logits.
+
+    activation: turns logits into scores, unless raw scores are asked for. per_token: labels every token.
+    reranker: one label of an encoder; a decoder's one label is a reward, and not a relevance.
+    """
+
+    names: tuple[str, ...]
+    activation: Literal["sigmoid", "softmax", "identity"]
+    per_token: bool = False
+    reranker: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model read from files: its network, its text side, and where it came from."""
+    """A model read from files: its network, its text side, where it came from, and its labels if it has a head."""
 
     model_id: str
     revision: str | None
     folder: Path
     model: Model
     text: TextSpec
+    labels: Labels | None = None

@@ -9,10 +9,11 @@ from pathlib import Path
 from openbei.errors import UnsupportedModel, WeightsError
 from openbei.model.spec import Dense, Model, Pooling
 from openbei.weights.checkpoint import Checkpoint
-from openbei.weights.families import read_config
+from openbei.weights.families import Family, read_config
 from openbei.weights.files import read_object
 from openbei.weights.fill import Taker, fill
-from openbei.weights.modules import DenseModule, read_modules, read_text
+from openbei.weights.labels import HeadFacts, read_labels
+from openbei.weights.modules import DenseModule, Modules, check_classifier, read_modules, read_outline, read_text
 from openbei.weights.repo import HubOptions, locate
 from openbei.weights.tensors import read_tensors
 
@@ -35,14 +36,33 @@ def load(model: str | None = None, options: LoadOptions | None = None) -> Checkp
     options = options or LoadOptions()
     hub = HubOptions(revision=options.revision, token=options.hf_token, cache_dir=options.cache_dir)
     source = locate(model, hub)
-    modules = read_modules(source.folder, options.pooling)
-    body = source.folder / modules.transformer
+    outline = read_outline(source.folder)
+    body = source.folder / outline.transformer
     _refuse_adapter(body)
-    spec, family = read_config(read_object(body / "config.json"))
+    config = read_object(body / "config.json")
+    tensors = read_tensors(body)
+    spec, family = read_config(config, tensors, with_head=not outline.pools)
+    modules = _modules(source.folder, family, options.pooling)
     text = read_text(source.folder, body, spec.max_length)
     dense = _read_dense(source.folder, modules.dense, spec.width)
-    network = Model(spec, fill(spec, family, read_tensors(body)), modules.pooling, dense, modules.normalize)
-    return Checkpoint(source.model_id, source.revision, source.folder, network, text)
+    weights, head = fill(spec, family, tensors)
+    network = Model(spec, weights, modules.pooling, dense, modules.normalize, head)
+    labels = None if head is None else read_labels(config, network.num_labels, _head_facts(source.folder, family))
+    return Checkpoint(source.model_id, source.revision, source.folder, network, text, labels)
+
+
+def _modules(folder: Path, family: Family, pooling: Pooling | None) -> Modules:
+    """A head says itself which state it reads; an embedder's files, or the caller, say how to pool."""
+    if family.head is None:
+        return read_modules(folder, pooling)
+    check_classifier(folder)
+    return Modules("", family.head.pooling)
+
+
+def _head_facts(folder: Path, family: Family) -> HeadFacts:
+    assert family.head is not None
+    declared = read_object(folder / "config_sentence_transformers.json", optional=True).get("activation_fn")
+    return HeadFacts(family.head.per_token, family.decoder, declared)
 
 
 def _refuse_adapter(body: Path) -> None:
@@ -55,8 +75,8 @@ def _read_dense(folder: Path, modules: tuple[DenseModule, ...], width: int) -> t
     for module in modules:
         if module.in_features != width:
             raise WeightsError(f"{module.path} takes vectors {module.in_features} wide, it is given {width}")
-        taker = Taker(read_tensors(folder / module.path), {"linear": "linear"})
-        linear = taker.linear("linear", module.out_features, module.in_features, bias=module.bias)
+        taker = Taker(read_tensors(folder / module.path), {"linear": "linear"}, {"linear": module.bias})
+        linear = taker.linear("linear", module.out_features, module.in_features)
         taker.finish()
         dense.append(Dense(linear, module.activation))
         width = module.out_features

@@ -8,12 +8,21 @@ openbei does not do exactly is refused by name. The rules are those of sentence-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from openbei.errors import ModelError, ModelNotFound, UnsupportedModel
+from openbei.errors import ModelError, UnsupportedModel
 from openbei.model.spec import Activation, Pooling
 from openbei.weights.checkpoint import TextSpec
 from openbei.weights.files import read_json, read_object
+from openbei.weights.text import (
+    added_tokens,
+    bert_normalizer,
+    chat_template,
+    edges,
+    refuse_own_code,
+    special_tokens,
+    tokenizer_file,
+)
 
 POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last_token"}
 
@@ -41,13 +50,9 @@ _TEXT_CONFIGS = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 
-# What a Transformer module may say of its output; anything else gives pooling another tensor to work on.
-_PLAIN_TRANSFORMER: dict[str, Any] = {
-    "transformer_task": "feature-extraction",
-    "module_output_name": "token_embeddings",
-    "query_expansion": None,
-}
-_PLAIN_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
+# What a Transformer module may say of its output, before pooling and in a CrossEncoder; else it gives another tensor.
+_STATES: dict[str, Any] = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
+_SCORES: dict[str, Any] = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
 _NO_LIMIT = 1_000_000
 
 
@@ -72,6 +77,13 @@ class Modules:
     normalize: bool = True
 
 
+class Outline(NamedTuple):
+    """modules.json at a glance. transformer: folder of the network, "" for the root. pools: it has a Pooling module."""
+
+    transformer: str
+    pools: bool
+
+
 def read_modules(folder: Path, pooling: Pooling | None = None) -> Modules:
     """A model's folder -> its Modules; pooling, if given, wins over the files.
 
@@ -87,6 +99,7 @@ def read_modules(folder: Path, pooling: Pooling | None = None) -> Modules:
     kinds, paths = _entries(folder / "modules.json")
     num_dense = kinds.count("Dense")
     _check_order(kinds, num_dense)
+    _check_output(folder / paths[0], _STATES, "last_hidden_state")
     normalize = kinds[-1] == "Normalize"
     if normalize:
         _check_keys(folder / paths[-1])
@@ -98,24 +111,47 @@ def read_modules(folder: Path, pooling: Pooling | None = None) -> Modules:
     )
 
 
+def check_classifier(folder: Path) -> None:
+    """Raise UnsupportedModel if a folder whose weights have a head asks for more modules than that (CrossEncoder)."""
+    if not (folder / "modules.json").exists():
+        return
+    kinds, paths = _entries(folder / "modules.json")
+    if kinds != ["Transformer"]:
+        raise UnsupportedModel(f"modules.json orders {', '.join(kinds)} for a classifier; supported: Transformer")
+    _check_output(folder / paths[0], _SCORES, "logits")
+
+
+def read_outline(folder: Path) -> Outline:
+    """A model's folder -> where its network lies and whether it is an embedder for sure."""
+    if not (folder / "modules.json").exists():
+        return Outline("", False)
+    kinds, paths = _entries(folder / "modules.json")
+    return Outline(paths[0] if paths else "", "Pooling" in kinds)
+
+
 def read_text(folder: Path, body: Path, limit: int) -> TextSpec:
     """A model's folder and its network's -> the text side. limit: rows of the position table that tokens can take.
 
     The longest input is max_seq_length of sentence_bert_config.json, else model_max_length of
     tokenizer_config.json, else limit, and never more than limit.
     """
-    if not (body / "tokenizer.json").exists():
-        raise ModelNotFound(
-            f"{body} has no tokenizer.json: make one with transformers, "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    config = _text_config(body)
-    _check_plain(config)
+    file = tokenizer_file(body)
+    config, tokenizer = _text_config(body), read_object(body / "tokenizer_config.json", optional=True)
+    refuse_own_code(tokenizer)
+    tokens = special_tokens(body, tokenizer)
+    first, last = edges(tokenizer, tokens, read_object(body / "config.json", optional=True))
     return TextSpec(
-        tokenizer_file=body / "tokenizer.json",
-        max_length=_max_length(config, read_object(body / "tokenizer_config.json", optional=True), limit),
+        tokenizer_file=file,
+        max_length=_max_length(config, tokenizer, limit),
         prompts=_prompts(folder),
         lower_case=bool(config.get("do_lower_case", False)),
+        first=first,
+        last=last,
+        added_tokens=added_tokens(tokenizer),
+        special_tokens=tokens,
+        chat_template=chat_template(body, tokenizer),
+        bert_normalizer=bert_normalizer(tokenizer),
+        split_special_tokens=bool(tokenizer.get("split_special_tokens", False)),
     )
 
 
@@ -206,13 +242,15 @@ def _text_config(body: Path) -> dict[str, Any]:
     return {}
 
 
-def _check_plain(config: Mapping[str, Any]) -> None:
-    for key, plain in _PLAIN_TRANSFORMER.items():
-        if config.get(key, plain) != plain:
-            raise UnsupportedModel(f"sentence_bert_config.json has {key} {config[key]!r}; supported: {plain!r}")
-    text = (config.get("modality_config") or {}).get("text", _PLAIN_TEXT)
-    if text != _PLAIN_TEXT:
-        raise UnsupportedModel(f"sentence_bert_config.json takes {text!r} from the network; supported: {_PLAIN_TEXT!r}")
+def _check_output(body: Path, wanted: Mapping[str, Any], output: str) -> None:
+    config = _text_config(body)
+    for key, value in {**wanted, "query_expansion": None}.items():
+        if config.get(key, value) != value:
+            raise UnsupportedModel(f"sentence_bert_config.json has {key} {config[key]!r}; supported: {value!r}")
+    plain = {"method": "forward", "method_output_name": output}
+    text = (config.get("modality_config") or {}).get("text", plain)
+    if text != plain:
+        raise UnsupportedModel(f"sentence_bert_config.json takes {text!r} from the network; supported: {plain!r}")
 
 
 def _max_length(config: Mapping[str, Any], tokenizer: Mapping[str, Any], limit: int) -> int:

@@ -25,6 +25,8 @@ _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",

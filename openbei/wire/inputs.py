@@ -25,8 +25,8 @@ Inputs = Annotated[
 ]
 
 
-class EmbedOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How the inputs are treated; null means the default in every field."""
+class CutOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens to inputs that are too long; null means the default in every field."""
 
     truncate: Annotated[
         bool | None, Meta(description="Cut inputs that are too long, or refuse them. Default: the server's choice.")
@@ -34,14 +34,32 @@ class EmbedOptions(msgspec.Struct, frozen=True, kw_only=True):
     truncation_direction: Annotated[Direction | None, Meta(description="The end that is cut away. Default: Right.")] = (
         None
     )
+
+
+class PromptOptions(CutOptions, frozen=True, kw_only=True):
+    """And what is put before them."""
+
     prompt_name: Annotated[
         str | None,
         Meta(description="Name of a prompt of the model, put before every input. Default: the server's, if any."),
     ] = None
+
+
+class EmbedOptions(PromptOptions, frozen=True, kw_only=True):
+    """And what is done to the vectors."""
+
     normalize: Annotated[bool | None, Meta(description="Scale every vector to length 1. Default: true.")] = None
     dimensions: Annotated[
         Count | None, Meta(description="Keep only the first N values, before normalising. Default: all.")
     ] = None
+
+
+class ScoreOptions(CutOptions, frozen=True, kw_only=True):
+    """And how the model's labels are told."""
+
+    raw_scores: Annotated[bool | None, Meta(description="Logits, instead of scores from 0 to 1. Default: false.")] = (
+        None
+    )
 
 
 def as_batch(inputs: str | Sequence[str | int | list[int]]) -> list[str | list[int]]:
@@ -57,3 +75,28 @@ def as_batch(inputs: str | Sequence[str | int | list[int]]) -> list[str | list[i
     if int in kinds:
         raise InvalidInput("a list of inputs holds texts and lists of token ids; it also holds a bare number")
     return list(inputs)  # type: ignore[arg-type]
+
+
+def as_texts_and_pairs(inputs: str | Sequence[str | list[str]]) -> tuple[list[list[str]], bool]:
+    """The forms of /predict -> one or two texts an input, and whether it is a batch and not a single input.
+
+    A flat list is one input: of one text, or of a pair. Raises InvalidInput for any other number, and for a mixture.
+    """
+    if isinstance(inputs, str):
+        return [[inputs]], False
+    batch = [[one] if isinstance(one, str) else one for one in inputs]
+    kinds = set(map(type, inputs))
+    if kinds == {str}:
+        batch = [[text for texts in batch for text in texts]]
+    if len(kinds) != 1 or any(len(one) not in (1, 2) for one in batch):
+        raise InvalidInput("inputs must be a text, a list of one or two texts, or a list of such lists - at `$.inputs`")
+    return batch, kinds == {list}
+
+
+def as_texts(inputs: str | Sequence[str | list[str]]) -> list[str]:
+    """The forms of /predict_tokens -> texts: one, a list, or lists end to end. Raises InvalidInput for a mixture."""
+    if isinstance(inputs, str):
+        return [inputs]
+    if len(set(map(type, inputs))) > 1:
+        raise InvalidInput("inputs must be a text, a list of texts, or a list of lists of texts - at `$.inputs`")
+    return [text for one in inputs for text in ([one] if isinstance(one, str) else one)]

@@ -1,12 +1,14 @@
-"""TEI's dialect: the bodies of /embed, /info and /health, and of their errors.
+"""TEI's dialect, with BEI's /predict_tokens: the bodies of its routes, and of their errors.
 
 Owns the public shapes, which are at once the validation and the OpenAPI schema; never touches HTTP or engines.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from openbei.wire.inputs import EmbedOptions, Inputs
+from msgspec import Meta
+
+from openbei.wire.inputs import EmbedOptions, Inputs, PromptOptions, ScoreOptions
 
 
 class EmbedRequest(EmbedOptions, frozen=True, kw_only=True):
@@ -15,21 +17,96 @@ class EmbedRequest(EmbedOptions, frozen=True, kw_only=True):
     inputs: Inputs
 
 
+class EmbedAllRequest(PromptOptions, frozen=True, kw_only=True):
+    """Texts or token ids; the answer holds, of every input, the last hidden state of every token."""
+
+    inputs: Inputs
+
+
+class PredictRequest(ScoreOptions, frozen=True, kw_only=True):
+    """A text or a pair to classify, or a batch of them. A batch is answered with a list of lists."""
+
+    inputs: Annotated[
+        str | list[str | list[str]],
+        Meta(
+            description="One text; a list of one text, or of two that are a pair; or a batch: a list of such lists.",
+            examples=["good soup", ["question", "answer"], [["good soup"], ["question", "answer"]]],
+        ),
+    ]
+
+
+class RerankRequest(ScoreOptions, frozen=True, kw_only=True):
+    """A query and the texts that may answer it."""
+
+    query: str
+    texts: list[str]
+    return_text: Annotated[bool | None, Meta(description="Repeat the texts in the answer. Default: false.")] = None
+
+
+class PredictTokensRequest(ScoreOptions, frozen=True, kw_only=True):
+    """Texts to label token by token. raw_scores is for the strategy none only: every label with its logit."""
+
+    inputs: Annotated[
+        str | list[str | list[str]],
+        Meta(description="One text, a list of texts, or lists of texts, which are put end to end."),
+    ]
+    aggregation_strategy: Annotated[
+        Literal["none", "simple", "first", "average", "max"] | None,
+        Meta(
+            description="none answers every token. The others join neighbours of one label; of a word's tokens, first "
+            "takes the first one's label, average the mean, max the surest one's. Default: none."
+        ),
+    ] = None
+
+
 Vectors = list[list[float]]
+TokenVectors = list[list[list[float]]]
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingModel:
-    """How token vectors become one vector: cls, mean or last_token."""
+class Prediction:
+    """A label and its score."""
 
-    pooling: str
+    score: float
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
-class ModelType:
-    """What the model is for."""
+class Rank:
+    """A text by its place in the request, and how well it answers the query; with return_text also the text."""
 
-    embedding: EmbeddingModel
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextRank(Rank):
+    """And the text itself."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrediction:
+    """A token, or with an aggregation strategy an entity, and its labels with their scores, the best first.
+
+    start, end: code points of the text. token_id: 0 for an entity.
+    """
+
+    token: str
+    token_id: int
+    start: int
+    end: int
+    results: dict[str, float]
+
+
+Predictions = list[Prediction | list[Prediction]]
+TokenPredictions = list[list[TokenPrediction]]
+
+ModelType = Annotated[
+    dict[Literal["embedding", "classifier", "reranker", "token_classifier"], dict[str, Any]],
+    Meta(description="What the model is for: one key, with the pooling or with id2label and label2id."),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

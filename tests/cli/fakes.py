@@ -14,7 +14,7 @@ from openbei.model.spec import Dense, Embedding, Linear, Model, ModelSpec, Norm,
 from openbei.weights.checkpoint import Checkpoint, TextSpec
 
 WIDTH = 4
-SPEC = ModelSpec("bert", 10, WIDTH, 0, 2, 2, 8, 1e-12, "gelu", 16, num_segments=2)
+SPEC = ModelSpec("bert", 10, WIDTH, 0, 2, 2, 2, 8, 1e-12, "gelu", 16, num_segments=2)
 
 
 def checkpoint() -> Checkpoint:

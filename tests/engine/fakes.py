@@ -12,29 +12,33 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 from openbei.config import EngineConfig
 from openbei.engine.engine import Engine
-from openbei.engine.executor import Device
+from openbei.engine.executor import Device, Output
 from openbei.model.spec import Batch, Embedding, Model, ModelSpec, Norm, Weights
-from openbei.weights.checkpoint import Checkpoint, TextSpec
+from openbei.weights.checkpoint import Checkpoint, Labels, TextSpec
 
 WAIT_S = 20
 WIDTH = 4
 VOCAB_SIZE = 50
-SPEC = ModelSpec("fake", VOCAB_SIZE, WIDTH, 0, 1, 1, WIDTH, WIDTH, 1e-12, "gelu", 100)
+SPEC = ModelSpec("fake", VOCAB_SIZE, WIDTH, 0, 1, 1, WIDTH, WIDTH, 1e-12, "gelu", 100, num_segments=2)
 NOTHING = np.zeros((1, 1), np.float32)
 MODEL = Model(SPEC, Weights(Embedding(NOTHING, NOTHING, None, Norm(NOTHING, NOTHING)), ()), "mean")
 
 
-def checkpoint(folder: Path, max_length: int = 100, prompts: dict[str, str] | None = None) -> Checkpoint:
+def checkpoint(
+    folder: Path, max_length: int = 100, prompts: dict[str, str] | None = None, labels: Labels | None = None
+) -> Checkpoint:
     """A model whose words w0 to w49 are the tokens 0 to 49."""
     words = {f"w{i}": i for i in range(VOCAB_SIZE)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A:0 $B:1", special_tokens=[])
     file = folder / "tokenizer.json"
     file.write_text(json.dumps(json.loads(tokenizer.to_str())))
-    return Checkpoint("fake/model", None, folder, MODEL, TextSpec(file, max_length, prompts or {}))
+    return Checkpoint("fake/model", None, folder, MODEL, TextSpec(file, max_length, prompts or {}), labels)
 
 
 def words(count: int, word: int = 1) -> str:
@@ -47,6 +51,7 @@ class Run:
     """A batch that the engine handed to the executor and waits for."""
 
     batch: Batch
+    output: Output
     alone: bool
     done: Event = field(default_factory=Event)
     error: Exception | None = None
@@ -65,24 +70,31 @@ class Run:
 
 
 class FakeExecutor:
-    """Answers each sequence with (first token, its length, 0, 0), when its Run is finished."""
+    """Answers each sequence with (first token, its length, 0, 0), and each token with (id, type id, 0, 0).
 
-    def __init__(self, num_lanes: int, max_batch_tokens: int, started: "Queue[Run]") -> None:
+    Labels are the first of these numbers, as many as there are names. A Run is answered when a test finishes it.
+    """
+
+    def __init__(self, num_lanes: int, max_batch_tokens: int, started: "Queue[Run]", labels: Labels | None) -> None:
         self.device = Device("fake", "float32", num_lanes, max_batch_tokens)
-        self.started = started
+        self.started, self.labels = started, labels
 
-    def run(self, batch: Batch, alone: bool) -> NDArray[np.float32]:
-        run = Run(batch, alone)
+    def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
+        run = Run(batch, output, alone)
         self.started.put(run)
         assert run.done.wait(WAIT_S)
         if run.error is not None:
             raise run.error
-        if run.answer is not None:
-            return run.answer
-        first = batch.input_ids[batch.cu_seqlens[:-1]]
+        return self.rows(batch, output) if run.answer is None else run.answer
+
+    def rows(self, batch: Batch, output: Output) -> NDArray[np.float32]:
+        if output == "states" or (self.labels is not None and self.labels.per_token):
+            first, second = batch.input_ids, batch.token_type_ids
+        else:
+            first, second = batch.input_ids[batch.cu_seqlens[:-1]], batch.lengths
         rows = np.zeros((len(first), WIDTH), np.float32)
-        rows[:, 0], rows[:, 1] = first, batch.lengths
-        return rows
+        rows[:, 0], rows[:, 1] = first, second
+        return rows[:, : len(self.labels.names)] if output == "labels" and self.labels else rows
 
 
 class FakeClock:
@@ -115,6 +127,7 @@ def harness(
     *,
     num_lanes: int = 1,
     lane_tokens: int = 10,
+    labels: Labels | None = None,
     make: Callable[[Callable[[], FakeExecutor]], FakeExecutor] | None = None,
     **config: object,
 ) -> Harness:
@@ -123,9 +136,9 @@ def harness(
     clock = FakeClock()
 
     def plain() -> FakeExecutor:
-        return FakeExecutor(num_lanes, lane_tokens, started)
+        return FakeExecutor(num_lanes, lane_tokens, started, labels)
 
     prompts = config.pop("prompts", None)
-    source = checkpoint(folder, int(config.pop("max_length", 100)), prompts)
+    source = checkpoint(folder, int(config.pop("max_length", 100)), prompts, labels)
     engine = Engine(source, EngineConfig(**config), (lambda: make(plain)) if make else plain, clock)
     return Harness(engine, started, clock)

@@ -2,12 +2,15 @@
 
 import threading
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from openbei.config import EngineConfig
+from openbei.engine.engine import Engine
 from openbei.engine.request import Options, Request, Result
 from openbei.errors import (
     BatchTooLarge,
@@ -16,13 +19,14 @@ from openbei.errors import (
     EmptyInput,
     InferenceFailed,
     InvalidInput,
+    ModelError,
     Overloaded,
     RequestError,
     TooLong,
     Unhealthy,
     UnknownPrompt,
 )
-from tests.engine.fakes import VOCAB_SIZE, WAIT_S, FakeExecutor, Harness, harness, words
+from tests.engine.fakes import VOCAB_SIZE, WAIT_S, FakeExecutor, Harness, checkpoint, harness, words
 
 RAW = Options(normalize=False)
 
@@ -58,7 +62,7 @@ def test_results_come_in_input_order_whatever_the_batches(make: partial[Harness]
         run = house.next_run()
         assert run.lengths == lengths
         run.finish()
-    rows = future.result(WAIT_S).embeddings
+    rows = future.result(WAIT_S).rows
     assert rows[:, :2].tolist() == [[1, 5], [2, 1], [3, 4], [4, 2]]
 
 
@@ -104,7 +108,7 @@ def test_a_backlog_runs_on_all_lanes_at_once(make: partial[Harness]) -> None:
     for run in runs:
         run.finish()
     house.next_run().finish()
-    assert future.result(WAIT_S).embeddings[:, 1].tolist() == [9, 9, 8]
+    assert future.result(WAIT_S).rows[:, 1].tolist() == [9, 9, 8]
 
 
 def test_normalised_cut_and_counted(make: partial[Harness]) -> None:
@@ -112,12 +116,12 @@ def test_normalised_cut_and_counted(make: partial[Harness]) -> None:
     future = submit(house, words(3, 4), normalize=True)
     house.next_run().finish()
     result = future.result(WAIT_S)
-    assert result.embeddings.tolist() == [pytest.approx([0.8, 0.6, 0, 0])]
-    assert result.embeddings.dtype == np.float32
+    assert result.rows.tolist() == [pytest.approx([0.8, 0.6, 0, 0])]
+    assert result.rows.dtype == np.float32
     assert (result.usage.num_tokens, result.usage.num_characters) == (3, len(words(3)))
     future = submit(house, words(3, 4), normalize=True, dimensions=1)
     house.next_run().finish()
-    assert future.result(WAIT_S).embeddings.tolist() == [[1.0]]
+    assert future.result(WAIT_S).rows.tolist() == [[1.0]]
 
 
 def test_timings_say_where_the_time_went(make: partial[Harness]) -> None:
@@ -163,7 +167,7 @@ def test_too_long_is_cut_or_refused_as_asked(make: partial[Harness]) -> None:
     for direction, first in (("right", 1), ("left", 3)):
         future = submit(house, text, truncation_direction=direction)
         house.next_run().finish()
-        assert future.result(WAIT_S).embeddings[0, :2].tolist() == [first, 4]
+        assert future.result(WAIT_S).rows[0, :2].tolist() == [first, 4]
     with pytest.raises(TooLong, match="characters > maximum of 1000"):
         submit(house, "w1" * 600, truncate=False).result(WAIT_S)
 
@@ -177,11 +181,11 @@ def test_prompts_replace_the_default_and_ids_take_none_unless_asked(make: partia
     ):
         future = submit(house, inputs, **options)
         house.next_run().finish()
-        assert future.result(WAIT_S).embeddings[0, :2].tolist() == want
+        assert future.result(WAIT_S).rows[0, :2].tolist() == want
     plain = make()
     future = submit(plain, [5, 6])
     plain.next_run().finish()
-    assert future.result(WAIT_S).embeddings[0, :2].tolist() == [5, 2]
+    assert future.result(WAIT_S).rows[0, :2].tolist() == [5, 2]
 
 
 def test_a_full_house_is_overloaded_and_frees_its_places(make: partial[Harness]) -> None:
@@ -195,14 +199,14 @@ def test_a_full_house_is_overloaded_and_frees_its_places(make: partial[Harness])
     again = submit(house, words(1, 3))
     blocker.finish()
     house.next_run().finish()
-    assert again.result(WAIT_S).embeddings[0, 0] == 3
+    assert again.result(WAIT_S).rows[0, 0] == 3
 
 
 def test_a_request_larger_than_the_house_passes_when_the_house_is_empty(make: partial[Harness]) -> None:
     house = make(max_concurrent_requests=2)
     future = submit(house, *[words(1)] * 5)
     house.next_run().finish()
-    assert len(future.result(WAIT_S).embeddings) == 5
+    assert len(future.result(WAIT_S).rows) == 5
 
 
 def test_queued_tokens_are_bounded(make: partial[Harness]) -> None:
@@ -224,7 +228,7 @@ def test_cancelled_inputs_never_run(make: partial[Harness]) -> None:
     run = house.next_run()
     assert run.lengths == [4]
     run.finish()
-    assert len(stays.result(WAIT_S).embeddings) == 1
+    assert len(stays.result(WAIT_S).rows) == 1
     with pytest.raises(CancelledError):
         gone.result(WAIT_S)
     assert b'te_request_failure{err="dropped"} 1' in house.engine.metrics.render()
@@ -238,7 +242,7 @@ def test_cancelling_while_it_runs_disturbs_nobody(make: partial[Harness]) -> Non
     run = house.next_run()
     gone.cancel()
     run.finish()
-    assert len(stays.result(WAIT_S).embeddings) == 1
+    assert len(stays.result(WAIT_S).rows) == 1
     assert house.engine.status == "ready"
 
 
@@ -268,7 +272,7 @@ def test_nan_and_infinity_fail_their_request_alone(make: partial[Harness], value
     run.finish()
     with pytest.raises(InferenceFailed, match="NaN or infinity"):
         bad.result(WAIT_S)
-    assert good.result(WAIT_S).embeddings[0, 0] == 1
+    assert good.result(WAIT_S).rows[0, 0] == 1
     assert house.engine.status == "ready"
 
 
@@ -297,7 +301,7 @@ def test_a_crash_fails_all_who_wait_and_another_executor_takes_over(make: partia
         assert house.engine._changed.wait_for(lambda: house.engine.status == "ready", WAIT_S)
     after = submit(house, words(1, 5))
     house.next_run().finish()
-    assert after.result(WAIT_S).embeddings[0, 0] == 5
+    assert after.result(WAIT_S).rows[0, 0] == 5
     assert len(made) == 2
 
 
@@ -334,7 +338,7 @@ def test_draining_finishes_what_was_admitted_and_refuses_the_rest(make: partial[
     house.next_run().finish()
     closing.join(WAIT_S)
     assert not closing.is_alive()
-    assert [running.result(0).embeddings[0, 0], waiting.result(0).embeddings[0, 0]] == [1, 2]
+    assert [running.result(0).rows[0, 0], waiting.result(0).rows[0, 0]] == [1, 2]
 
 
 def test_closing_while_the_executor_is_down_does_not_hang(make: partial[Harness]) -> None:
@@ -388,3 +392,10 @@ def test_embed_takes_any_number_of_texts_in_order(make: partial[Harness]) -> Non
 def test_a_wrong_config_is_refused_at_start(make: partial[Harness], config: dict, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         make(**config)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_at_start(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path)
+    smaller = replace(source, model=replace(source.model, spec=replace(source.model.spec, vocab_size=VOCAB_SIZE - 1)))
+    with pytest.raises(ModelError, match="50 tokens, the model embeds 49"):
+        Engine(smaller, EngineConfig(), FakeExecutor)

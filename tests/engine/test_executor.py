@@ -1,12 +1,19 @@
-"""The CPU's precision and its cores."""
+"""The CPU's precision, its cores, and what is compiled when."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from openbei.engine import executor
-from openbei.engine.executor import choose_dtype, count_cores
+from openbei.engine.executor import CpuExecutor, choose_dtype, count_cores
 from openbei.errors import ConfigError
+from openbei.model.spec import Head, HeadLayer, Linear, Model, pack
+from tests.engine.fakes import MODEL, NOTHING, SPEC
+
+HEADED = replace(MODEL, head=Head((HeadLayer(Linear(NOTHING)),)))
 
 
 @pytest.mark.parametrize(
@@ -42,3 +49,27 @@ def test_cores_are_physical_allowed_and_within_the_quota(
     monkeypatch.setattr(executor, "_siblings", lambda cpu: str(cpu % 2))
     monkeypatch.setattr(executor, "_quota", lambda: quota)
     assert count_cores() == cores
+
+
+@pytest.mark.parametrize(("model", "own"), [(MODEL, "vectors"), (HEADED, "labels")])
+def test_what_a_model_is_for_is_compiled_at_start_and_the_rest_once_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, model: Model, own: str
+) -> None:
+    compiled: list[tuple[str, int]] = []
+
+    def compile_model(_: Model, options: executor.CompileOptions, output: str) -> SimpleNamespace:
+        compiled.append((output, options.num_streams))
+        return SimpleNamespace(run=lambda _: np.float32([[options.num_streams]]))
+
+    monkeypatch.setattr(executor, "compile_model", compile_model)
+    monkeypatch.setattr(executor, "count_cores", lambda: 2)
+    cpu = CpuExecutor(model, "float32")
+    assert compiled == [(own, 2), (own, 1)]
+    batch = pack(SPEC, [[1, 2]])
+    with ThreadPoolExecutor(4) as threads:
+        rows = list(threads.map(lambda alone: cpu.run(batch, "states", alone), [True, False] * 4))
+    assert [int(row[0, 0]) for row in rows] == [1, 2] * 4
+    assert compiled[2:] == [("states", 2), ("states", 1)]
+    cpu.run(batch, own, alone=False)
+    cpu._graphs_of("states")  # as a thread does that waited for another's compilation
+    assert len(compiled) == 4

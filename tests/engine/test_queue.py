@@ -91,3 +91,14 @@ def test_everything_leaves_once_in_batches_within_budget(seed: int) -> None:
     assert len(seen) == len(set(seen))
     assert set(seen) | dead == set(range(300))
     assert queue.num_tokens == len(queue) == 0
+
+
+def test_kinds_never_share_a_batch_and_the_oldest_decides() -> None:
+    queue: Queue[int] = Queue(1000, lambda _: True)
+    for owner, (length, kind) in enumerate([(5, "b"), (5, "a"), (6, "b"), (5, "a"), (4, "b"), (900, "a")]):
+        queue.put([Encoding([0] * length, owner, 0, kind=kind)])
+    batches = []
+    while batch := queue.take(100):
+        batches.append([encoding.owner for encoding in batch])
+    assert batches == [[0, 4, 2], [1, 3], [5]]
+    assert (len(queue), queue.num_tokens) == (0, 0)

@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
+from openbei.model import positions
 from openbei.model.positions import bucketed_bias
-from openbei.model.spec import Layer, Linear, Model, Pooling, pack
+from openbei.model.spec import Pooling, pack
 from openbei.weights.load import load
 from tests import families
 from tests.model import oracles
+from tests.model.bugs import BUGS, SEEDED
 from tests.model.oracles import Case, error, pooled, states_of, vectors_of
 
 BACKENDS = ("torch", "openvino")
@@ -29,7 +31,7 @@ def cases(tiny_folder: Callable[[str], Path]) -> Callable[..., Case]:
     return cache(lambda family, lengths=LENGTHS: oracles.case(family, tiny_folder(family), lengths))
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.ALL)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -48,6 +50,7 @@ def test_states_match_transformers(family: str, backend: str, cases: Callable[..
 
 @pytest.mark.parametrize("kind", POOLINGS)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_pooled_vectors_match_transformers(
     family: str, backend: str, kind: Pooling, cases: Callable[..., Case]
 ) -> None:
@@ -103,66 +106,22 @@ def test_a_text_has_one_answer_alone_in_a_batch_and_at_any_position(
 # --- level 4: mistakes that must be seen
 
 
-def _layers(model: Model, change: Callable[[Layer], Layer]) -> Model:
-    weights = model.weights
-    return replace(model, weights=replace(weights, layers=tuple(change(layer) for layer in weights.layers)))
-
-
-def _spec(**changes: object) -> Callable[[Model], Model]:
-    return lambda model: replace(model, spec=replace(model.spec, **changes))  # type: ignore[arg-type]
-
-
-def _roll_relative_bias(model: Model) -> Model:
-    table = model.weights.relative_bias
-    assert table is not None
-    return replace(model, weights=replace(model.weights, relative_bias=np.roll(table, len(table) // 2, axis=0)))
-
-
-def _without_segment(model: Model) -> Model:
-    embedding = replace(model.weights.embedding, segment=None)
-    return replace(model, weights=replace(model.weights, embedding=embedding))
-
-
-def _one_position_late(model: Model) -> Model:
-    embedding = model.weights.embedding
-    late = replace(embedding, position=np.roll(embedding.position, -1, axis=0))
-    return replace(model, weights=replace(model.weights, embedding=late))
-
-
-BUGS: dict[str, Callable[[Model], Model]] = {
-    "positions start one late": _one_position_late,
-    "tanh gelu for gelu": _spec(activation="gelu_tanh"),
-    "eps 1e-4": _spec(norm_eps=1e-4),
-    "q and k swapped": lambda model: _layers(model, lambda layer: replace(layer, q=layer.k, k=layer.q)),
-    "no bias after attention": lambda model: _layers(model, lambda layer: replace(layer, out=Linear(layer.out.weight))),
-    "norms swapped": lambda model: _layers(
-        model, lambda layer: replace(layer, attention_norm=layer.ffn_norm, ffn_norm=layer.attention_norm)
-    ),
-    "layers reversed": lambda model: replace(model, weights=replace(model.weights, layers=model.weights.layers[::-1])),
-}
-HALF_THE_HEADS = {"half the heads": _spec(num_heads=2, num_kv_heads=2, head_dim=24)}
-OWN_BUGS: dict[str, dict[str, Callable[[Model], Model]]] = {
-    "bert": HALF_THE_HEADS | {"no types": _without_segment, "eps of RoBERTa": _spec(norm_eps=1e-5)},
-    "roberta": HALF_THE_HEADS | {"no type row": _without_segment, "positions from 0": _spec(position_offset=0)},
-    "xlm-roberta": HALF_THE_HEADS | {"no type row": _without_segment, "positions from 0": _spec(position_offset=0)},
-    "distilbert": HALF_THE_HEADS | {"eps of RoBERTa": _spec(norm_eps=1e-5)},
-    "mpnet": {
-        "buckets of the other sign": _roll_relative_bias,
-        "no relative bias": lambda model: replace(model, weights=replace(model.weights, relative_bias=None)),
-        "positions from 0": _spec(position_offset=0),
-    },
-}
-SEEDED = [(name, bug) for name in families.FAMILIES for bug in (*BUGS, *OWN_BUGS[name])]
-
-
 @pytest.mark.parametrize(("name", "bug"), SEEDED)
 def test_a_seeded_bug_is_seen(name: str, bug: str, cases: Callable[..., Case]) -> None:
     case = cases(name)
-    broken = {**BUGS, **OWN_BUGS[name]}[bug](case.model)
+    broken = BUGS[name][bug](case.model)
     batch = pack(broken.spec, case.ids, case.types)
     assert error(states_of("torch", broken)(batch), case.states) > TOLERANCE
 
 
+def test_alibi_of_the_other_sign_is_seen(cases: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases("jina-en")
+    right = positions.alibi_slopes
+    monkeypatch.setattr(positions, "alibi_slopes", lambda num_heads: -right(num_heads))
+    assert error(states_of("torch", case.model)(case.batch), case.states) > TOLERANCE
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
 @pytest.mark.parametrize(("wanted", "wrong"), [("cls", "last_token"), ("mean", "cls"), ("last_token", "mean")])
 def test_pooling_at_the_wrong_token_is_seen(
     family: str, wanted: Pooling, wrong: Pooling, cases: Callable[..., Case]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer
@@ -100,8 +100,12 @@ def test_minilm_gives_published_values(minilm: Checkpoint) -> None:
     np.testing.assert_allclose(vectors[1, :4], [-0.590237, -0.252319, 0.149686, 0.054787], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
-@pytest.mark.parametrize("activation", [torch.nn.Tanh(), torch.nn.GELU(), torch.nn.Identity(), torch.nn.ReLU()])
+ACTIVATIONS = (torch.nn.Tanh(), torch.nn.GELU(), torch.nn.Identity(), torch.nn.ReLU())
+# Every activation once, on families of every kind; EmbeddingGemma has two Dense modules.
+DENSE = [("gemma3-both-sides", ACTIVATIONS[2]), *zip(("mistral", "qwen3", "gte-native"), ACTIVATIONS, strict=False)]
+
+
+@pytest.mark.parametrize(("family", "activation"), [*zip(families.FAMILIES, ACTIVATIONS * 2, strict=False), *DENSE])
 def test_a_folder_saved_by_sentence_transformers_with_dense_modules(
     family: str, activation: torch.nn.Module, tmp_path: Path
 ) -> None:
@@ -120,6 +124,30 @@ def test_a_folder_saved_by_sentence_transformers_with_dense_modules(
     for batch in _batches(checkpoint, texts):
         for vectors in (plain.embed(checkpoint.model, batch), _openvino(checkpoint.model, "float32").run(batch)):
             np.testing.assert_allclose(_unit(vectors), judged, rtol=0, atol=1e-5)
+
+
+PAIRS = (("the river", "bees make honey."), ("deep learning", "two plus two is four, is it?"), ("a", "the bank"))
+
+
+@pytest.mark.parametrize("activation", [None, torch.nn.Identity()])
+@pytest.mark.parametrize("family", ["bert", "roberta", "gte-native", "modernbert"])
+def test_a_cross_encoder_saved_by_sentence_transformers(
+    family: str, activation: torch.nn.Module | None, tmp_path: Path
+) -> None:
+    plain_folder = families.save(tmp_path / "plain", family, families.network(family, "Sequence", num_labels=1), None)
+    judge = CrossEncoder(str(plain_folder), device="cpu", activation_fn=activation)
+    judge.save_pretrained(str(tmp_path / "whole"), create_model_card=False)
+    checkpoint = load(str(tmp_path / "whole"))
+    labels = checkpoint.labels
+    assert labels is not None
+    assert (labels.reranker, labels.activation) == (True, "sigmoid" if activation is None else "identity")
+    tokenizer = _tokenizer(checkpoint.text.tokenizer_file, checkpoint.text.max_length)
+    encodings = tokenizer.encode_batch(list(PAIRS))
+    batch = pack(checkpoint.model.spec, [each.ids for each in encodings], [each.type_ids for each in encodings])
+    logits = plain.classify(checkpoint.model, batch)[:, 0]
+    scores = 1 / (1 + np.exp(-logits)) if labels.activation == "sigmoid" else logits
+    judged = judge.predict(list(PAIRS), batch_size=1, show_progress_bar=False)
+    np.testing.assert_allclose(scores, judged, rtol=0, atol=1e-5)
 
 
 def test_without_a_normalize_module_vectors_keep_their_length(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ An input's vector is made from its own text or ids, so that order and mixing sho
 unless `hold` is set: then they stay in `held` until a test resolves them.
 """
 
-from collections.abc import Sequence
+import re
 from concurrent.futures import Future
+from dataclasses import replace
 from zlib import crc32
 
 import numpy as np
@@ -13,8 +14,20 @@ from numpy.typing import NDArray
 
 from openbei import errors
 from openbei.config import EngineConfig
+from openbei.engine.check import check
+from openbei.engine.finish import finished
 from openbei.engine.metrics import InputTimes, Metrics
-from openbei.engine.request import EngineInfo, Input, Request, Result, Timings, Usage
+from openbei.engine.request import (
+    EngineInfo,
+    Input,
+    Kind,
+    Request,
+    Result,
+    Timings,
+    Token,
+    Usage,
+    num_characters,
+)
 
 DIM = 8
 INFO = EngineInfo(
@@ -31,6 +44,12 @@ INFO = EngineInfo(
     tokenization_workers=2,
     prompts={"query": "query: "},
 )
+LABELS: dict[Kind, tuple[str, ...]] = {
+    "embedding": (),
+    "classifier": ("bad", "good", "mixed"),
+    "reranker": ("relevance",),
+    "token_classifier": ("O", "B-PER", "I-PER", "B-LOC"),
+}
 TIMES = InputTimes(tokenization_s=0.0012, queue_s=0.0034, inference_s=0.0056, total_s=0.0102, num_tokens=3)
 
 
@@ -40,10 +59,24 @@ def vector(one: Input) -> NDArray[np.float32]:
     return np.random.default_rng(crc32(key.encode())).standard_normal(DIM).astype(np.float32)
 
 
+def tokens(text: str) -> list[Token]:
+    """The fake's tokens: the words of a text, between two special ones. A word that begins with + goes on."""
+    words = [
+        Token(7, match[0], match.start(), match.end(), special=False, continues=match[0].startswith("+"))
+        for match in re.finditer(r"\S+", text)
+    ]
+    special = [
+        Token(number, name, 0, 0, special=True, continues=False) for number, name in ((1, "[CLS]"), (2, "[SEP]"))
+    ]
+    return [special[0], *words, special[1]]
+
+
 class FakeEngine:
-    def __init__(self, **config: object) -> None:
+    """kind: what its model is for; a text's logits are the first numbers of its vector, a token's of its text."""
+
+    def __init__(self, kind: Kind = "embedding", **config: object) -> None:
         self.config = EngineConfig(**{"max_client_batch_size": 4, **config})
-        self.info, self.status = INFO, "ready"
+        self.info, self.status = replace(INFO, kind=kind, labels=LABELS[kind]), "ready"
         self.metrics = Metrics(INFO.max_input_length, lambda: len(self.held))
         self.requests: list[Request] = []
         self.hold = False
@@ -73,15 +106,26 @@ class FakeEngine:
         if error is not None:
             future.set_exception(error)
             return
-        rows = np.stack([vector(one) for one in request.inputs])[:, : request.options.dimensions]
-        if request.options.normalize:
-            rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        usage = Usage(num_tokens=3 * len(request.inputs), num_characters=sum(map(len, request.inputs)))
+        usage = Usage(num_tokens=3 * len(request.inputs), num_characters=sum(map(num_characters, request.inputs)))
         times = Timings(TIMES.total_s, TIMES.tokenization_s, TIMES.queue_s, TIMES.inference_s)
-        result = Result(rows, usage, times)
+        tagged = [tokens(one) for one in request.inputs] if request.task == "classify_tokens" else []
+        rows = finished(request.task, [self.row(one, request) for one in request.inputs], request.options, "sigmoid")
+        result = Result(rows, usage, times, tagged)
         self.metrics.succeeded(request, result, [TIMES] * len(request.inputs))
         self.metrics.batch_formed(len(request.inputs), usage.num_tokens)
         future.set_result(result)
+
+    def row(self, one: Input, request: Request) -> NDArray[np.float32]:
+        """What the model would say to one input."""
+        match request.task:
+            case "embed":
+                return vector(one)
+            case "embed_tokens":
+                return np.stack([vector(one)] * num_characters(one))
+            case "classify_tokens":
+                return np.stack([vector(token.text)[: len(self.info.labels)] for token in tokens(str(one))])
+            case _:
+                return vector(one)[: len(self.info.labels)]
 
     def release(self) -> None:
         """Answer everything that was held."""
@@ -101,21 +145,11 @@ class FakeEngine:
         self.closed = True
 
     def _check(self, request: Request) -> None:
-        limit = self.config.max_client_batch_size
         if self.status != "ready":
             raise errors.Unhealthy(f"unhealthy: {self.status}")
         if self.refuse_with is not None:
             raise self.refuse_with
-        if not request.inputs or not all(request.inputs):
-            raise errors.EmptyInput("inputs must not be empty")
-        if len(request.inputs) > limit:
-            raise errors.BatchTooLarge(f"batch size {len(request.inputs)} > maximum allowed batch size {limit}")
-        dimensions = request.options.dimensions
-        if dimensions is not None and not 1 <= dimensions <= DIM:
-            raise errors.InvalidInput(f"dimensions must be 1 to {DIM}, got {dimensions}")
-        if request.options.prompt_name not in {None, *INFO.prompts}:
-            raise errors.InvalidInput("prompt_name must be one of query")
-        check_ids(request.inputs)
+        check(request, self.info, self.config.max_client_batch_size)
 
     def _count(self, request: Request, future: Future[Result]) -> None:
         if future.cancelled():
@@ -124,16 +158,9 @@ class FakeEngine:
             self.metrics.failed(request, future.exception())
 
 
-def check_ids(inputs: Sequence[Input]) -> None:
-    """As the engine: an id outside of the vocabulary is refused."""
-    worst = max((max(one) for one in inputs if not isinstance(one, str)), default=0)
-    if worst >= INFO.vocab_size:
-        raise errors.InvalidInput(f"token id {worst} >= vocabulary size {INFO.vocab_size}")
-
-
 def too_long(request: Request) -> errors.TooLong | None:
     """The fake counts characters or ids for tokens."""
-    longest = max(map(len, request.inputs))
+    longest = max(map(num_characters, request.inputs))
     if request.options.truncate is False and longest > INFO.max_input_length:
         return errors.TooLong(f"{longest} tokens > {INFO.max_input_length}, the most this model takes")
     return None

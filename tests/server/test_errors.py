@@ -210,7 +210,7 @@ def test_unknown_models_answer_as_openai(wire: Wire, path: str) -> None:
         ("POST", "/v1/models", "GET, HEAD", "code"),
         ("PUT", "/v1/models/org/tiny", "GET, HEAD", "code"),
         ("POST", "/info", "GET, HEAD", "error_type"),
-        ("POST", "/", "GET, HEAD", "error_type"),
+        ("DELETE", "/", "GET, HEAD, POST", "error_type"),
     ],
 )
 def test_wrong_methods(wire: Wire, method: str, path: str, allow: str, key: str) -> None:

@@ -49,13 +49,13 @@ def _arrays(value: Any) -> list[Any]:
     return [array for name in getattr(value, "__slots__", ()) for array in _arrays(getattr(value, name))]
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.ALL)
 def test_every_family_fills_every_parameter(family: str, tiny_folder: Callable[[str], Path]) -> None:
     checkpoint = load(str(tiny_folder(family)))
     judge = families.network(family)
     unused = sum(parameter.numel() for name, parameter in judge.named_parameters() if name.startswith("pooler."))
     held = sum(array.size for array in _arrays(checkpoint.model.weights))
-    assert held == sum(parameter.numel() for parameter in judge.parameters()) - unused
+    assert held == sum(parameter.numel() for _, parameter in judge.named_parameters()) - unused
     assert checkpoint.folder == tiny_folder(family)
     assert checkpoint.revision is None
 
@@ -68,6 +68,12 @@ def test_every_family_fills_every_parameter(family: str, tiny_folder: Callable[[
         ("xlm-roberta", "roberta.", ("lm_head.bias",)),
         ("xlm-roberta", "xlm-roberta.", ()),
         ("distilbert", "distilbert.", ("vocab_transform.weight", "vocab_projector.bias", "vocab_layer_norm.bias")),
+        ("modernbert", "model.", ("head.dense.weight", "decoder.bias")),
+        ("llama", "model.", ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")),
+        ("gemma2", "model.", ()),
+        ("jina-en", "bert.", ("cls.predictions.bias",)),
+        ("gte-native", "", ("lm_head.dense.weight",)),
+        ("nomic", "bert.", ("cls.predictions.decoder.weight",)),
         ("mpnet", "mpnet.", ("lm_head.decoder.weight", "mpnet.embeddings.position_ids")),
     ],
 )
@@ -195,3 +201,51 @@ def test_dense_weights_are_checked_as_strictly(folder: Path) -> None:
     families.change_json(path / "config.json", bias=False, in_features=47)
     with pytest.raises(WeightsError, match="2_Dense takes vectors 47 wide, it is given 48"):
         load(str(folder))
+
+
+FUSED = "encoder.layer.1.attention.qkv_proj.weight"
+Q_BIAS = "layers.2.self_attn.q_proj.bias"
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "said"),
+    [
+        (
+            "gte-new",
+            lambda t: {n: v for n, v in t.items() if n != f"new.{FUSED}"},
+            f"^the weights do not fit config.json; 1 missing: {FUSED}$",
+        ),
+        ("gte-new", lambda t: t | {f"new.{FUSED}": t[f"new.{FUSED}"][1:].clone()}, r"is \(143, 48\), .* \(144, 48\)"),
+        ("llama", lambda t: t | {Q_BIAS: torch.zeros(48)}, f"1 left over: {Q_BIAS}"),
+        ("qwen2", lambda t: {n: v for n, v in t.items() if n != Q_BIAS}, f"1 missing: {Q_BIAS}"),
+        ("qwen3", lambda t: {n: v for n, v in t.items() if "q_norm" not in n}, "4 missing: layers.0.self_attn.q_norm"),
+        ("gemma2", lambda t: {n: v for n, v in t.items() if n != "norm.weight"}, "1 missing: norm.weight"),
+        (
+            "modernbert",
+            lambda t: t | {"layers.0.attn_norm.weight": torch.zeros(48)},
+            "1 left over: layers.0.attn_norm.weight",
+        ),
+    ],
+)
+def test_past_bert_the_weights_are_checked_as_strictly(
+    family: str, change: Any, said: str, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_folder(family), tmp_path / "copy")
+    _rewrite(folder, change)
+    with pytest.raises(WeightsError, match=said):
+        load(str(folder))
+
+
+def test_a_head_without_its_bias_is_refused(tmp_path: Path) -> None:
+    folder = families.save(tmp_path, "bert", families.network("bert", "Sequence"), pooling=None)
+    _rewrite(folder, lambda t: {n: v for n, v in t.items() if n != "classifier.bias"})
+    with pytest.raises(WeightsError, match=r"1 missing: classifier\.bias"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_gemma_norms_hold_their_one(family: str, tiny_folder: Callable[[str], Path]) -> None:
+    stored = load_file(tiny_folder(family) / "model.safetensors")["norm.weight"]
+    norm = load(str(tiny_folder(family))).model.weights.final_norm
+    assert norm is not None
+    np.testing.assert_array_equal(norm.weight, 1 + stored.numpy())

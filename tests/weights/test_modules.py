@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from openbei.errors import ModelError, UnsupportedModel
-from openbei.weights.modules import read_modules, read_text
+from openbei.weights.modules import check_classifier, read_modules, read_text
 from tests.families import write_json
 
 OLD = "sentence_transformers.models"
@@ -205,7 +205,22 @@ def test_prompts_and_lower_casing_are_read_and_a_default_prompt_name_is_not(tmp_
 def test_a_transformer_module_that_gives_something_else_is_refused(
     config: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    write_json(tmp_path / "tokenizer.json", {})
-    write_json(tmp_path / "sentence_bert_config.json", config)
+    folder = _folder(tmp_path, ["Transformer", "Pooling"])
+    write_json(folder / "sentence_bert_config.json", config)
     with pytest.raises(UnsupportedModel, match=said):
-        read_text(tmp_path, tmp_path, 64)
+        read_modules(folder)
+
+
+SCORES = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
+
+
+def test_a_classifier_may_be_a_plain_folder_or_a_cross_encoder_and_no_more(tmp_path: Path) -> None:
+    check_classifier(tmp_path)
+    check_classifier(_folder(tmp_path, ["Transformer"], _0=SCORES))
+    write_json(tmp_path / "sentence_bert_config.json", SCORES)
+    check_classifier(tmp_path)
+    write_json(tmp_path / "sentence_bert_config.json", SCORES | {"module_output_name": "token_embeddings"})
+    with pytest.raises(UnsupportedModel, match="module_output_name 'token_embeddings'; supported: 'scores'"):
+        check_classifier(tmp_path)
+    with pytest.raises(UnsupportedModel, match="orders Transformer, Pooling for a classifier; supported: Transformer"):
+        check_classifier(_folder(tmp_path, ["Transformer", "Pooling"]))

@@ -25,6 +25,7 @@ SERVED = {
     "modules.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "model.safetensors",
     "1_Pooling/config.json",
 }
@@ -41,6 +42,7 @@ def repo(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
         "lora/model.safetensors",
         "tf_model.h5",
         "README.md",
+        "chat_template.jinja",
     ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x" * 100)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from openbei.errors import NotFound, Unauthorized
 from openbei.server.answers import computed, json_answer, vectors
 from openbei.server.intake import answered, engine_request
-from openbei.server.route import EMBED_ERRORS, Call, Route
+from openbei.server.route import INPUT_ERRORS, Call, Route
 from openbei.wire.inputs import as_batch
 from openbei.wire.openai import Embedding, Embeddings, EmbeddingsRequest, Model, Models, Usage
 
@@ -56,7 +56,7 @@ ROUTES = (
         body=EmbeddingsRequest,
         answer=Embeddings,
         dialect="openai",
-        raises=EMBED_ERRORS,
+        raises=INPUT_ERRORS,
     ),
     Route(
         path=("/v1/models",),

@@ -4,10 +4,11 @@ from starlette.responses import Response
 
 from openbei import __version__
 from openbei.engine.metrics import CONTENT_TYPE
+from openbei.engine.request import EngineInfo
 from openbei.errors import Unauthorized, Unhealthy
 from openbei.server.answers import json_answer
 from openbei.server.route import Call, Route
-from openbei.wire.tei import EmbeddingModel, Health, Info, ModelType
+from openbei.wire.tei import Health, Info, ModelType
 
 
 async def info(call: Call, _: None) -> Response:
@@ -18,7 +19,7 @@ async def info(call: Call, _: None) -> Response:
         model_sha=facts.revision,
         model_dtype=facts.dtype,
         served_model_name=facts.served_model_name,
-        model_type=ModelType(EmbeddingModel(facts.pooling)),
+        model_type=model_type(facts),
         max_concurrent_requests=config.max_concurrent_requests,
         max_input_length=facts.max_input_length,
         max_batch_tokens=facts.max_batch_tokens,
@@ -29,6 +30,14 @@ async def info(call: Call, _: None) -> Response:
         version=__version__,
     )
     return json_answer(answer)
+
+
+def model_type(facts: EngineInfo) -> ModelType:
+    """The kind of the model as the one key, with what TEI tells of that kind."""
+    if facts.kind == "embedding":
+        return {facts.kind: {"pooling": facts.pooling}}
+    id2label = {str(number): name for number, name in enumerate(facts.labels)}
+    return {facts.kind: {"id2label": id2label, "label2id": {name: number for number, name in enumerate(facts.labels)}}}
 
 
 async def health(call: Call, _: None) -> Response:

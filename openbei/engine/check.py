@@ -1,0 +1,63 @@
+"""What of a request can be refused before its tokens are known, in the order of the contract.
+
+Also whether tokenizer and model fit. Owns the checks of inputs and options against the model's facts; never touches
+tokens, permits or threads.
+"""
+
+from openbei.engine.request import EngineInfo, Input, Kind, Pair, Request, num_characters
+from openbei.errors import BatchTooLarge, EmptyInput, InvalidInput, ModelError, UnknownPrompt, WrongTask
+
+MODELS: dict[Kind, str] = {
+    "embedding": "an embedding model",
+    "classifier": "a classifier",
+    "reranker": "a reranker",
+    "token_classifier": "a token classifier",
+}
+
+
+def check(request: Request, info: EngineInfo, max_inputs: int) -> None:
+    """Raise EmptyInput, WrongTask, BatchTooLarge, UnknownPrompt or InvalidInput if the request can never succeed."""
+    inputs = request.inputs
+    if not len(inputs):
+        raise EmptyInput("inputs must not be empty")
+    if request.task not in info.tasks:
+        raise WrongTask(
+            f"the model is {MODELS[info.kind]}{f' of {len(info.labels)} labels' if info.labels else ''}: "
+            f"it can {' and '.join(info.tasks)}, but not {request.task}"
+        )
+    if len(inputs) > max_inputs:
+        raise BatchTooLarge(f"batch size {len(inputs)} > maximum allowed batch size {max_inputs}")
+    for index, item in enumerate(inputs):
+        if not num_characters(item):
+            raise EmptyInput(f"input {index} is empty")
+    check_options(request, info)
+    for item in inputs:
+        check_input(item, request, info)
+
+
+def check_options(request: Request, info: EngineInfo) -> None:
+    """Raise InvalidInput or UnknownPrompt for options that this model does not have."""
+    dimensions, name = request.options.dimensions, request.options.prompt_name
+    if dimensions is not None and not 1 <= dimensions <= info.embedding_dim:
+        raise InvalidInput(f"dimensions must be 1 to {info.embedding_dim}, got {dimensions}")
+    if name is not None and name not in info.prompts:
+        raise UnknownPrompt(f"prompt_name is none of the model's prompts: {sorted(info.prompts)}")
+
+
+def check_input(item: Input, request: Request, info: EngineInfo) -> None:
+    """Raise InvalidInput or UnknownPrompt for one input that its request or the model cannot take."""
+    by_token = request.task == "classify_tokens"
+    if by_token and not isinstance(item, str):
+        raise InvalidInput("classify_tokens takes texts, not pairs or token ids")
+    if request.options.prompt_name is not None and (by_token or isinstance(item, Pair)):
+        raise UnknownPrompt("a pair of texts takes no prompt_name, and neither does classify_tokens")
+    if not isinstance(item, str | Pair) and max(item) >= info.vocab_size:
+        raise InvalidInput(f"token id {max(item)} >= vocabulary size {info.vocab_size}")
+
+
+def check_vocabulary(num_tokens: int, num_rows: int) -> None:
+    """Raise ModelError if the tokenizer has tokens that the model has no embedding for."""
+    if num_tokens > num_rows:
+        raise ModelError(
+            f"tokenizer.json has {num_tokens} tokens, the model embeds {num_rows}: they do not belong together"
+        )

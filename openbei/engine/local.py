@@ -1,0 +1,76 @@
+"""What a Python process calls: any number of texts in, arrays out, blocking until done.
+
+Owns the cutting of long lists into requests, a bounded number in flight; never touches batches or threads.
+"""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbei.config import EngineConfig
+from openbei.engine.request import EngineInfo, Input, Options, Pair, Request, Result, Rows, Task
+
+CHUNK_INPUTS = 256
+WINDOW_INPUTS = 4096
+
+Floats = NDArray[np.float32]
+
+
+class LocalCalls(ABC):
+    """The blocking calls of an engine, made of its submit."""
+
+    config: EngineConfig
+    info: EngineInfo
+
+    @abstractmethod
+    def submit(self, request: Request, wait: bool = False) -> Future[Result]:
+        """Request -> future of its Result; wait: block until there is room."""
+
+    def embed(self, texts: Sequence[str], **options: Any) -> Floats:
+        """Texts, any number -> embeddings float32 (B, C); options: fields of request.Options. Raises RequestError."""
+        parts = list(self._chunks(texts, "embed", Options(**options)))
+        return np.concatenate(parts) if parts else np.empty((0, self.info.embedding_dim), np.float32)
+
+    def embed_stream(
+        self, texts: Iterable[str], options: Options | None = None, window: int = WINDOW_INPUTS
+    ) -> Iterator[Floats]:
+        """Texts -> their embeddings float32 (C,), in order; holds about `window` inputs at a time."""
+        for part in self._chunks(texts, "embed", options or Options(), window):
+            yield from part
+
+    def embed_tokens(self, texts: Sequence[str], **options: Any) -> list[Floats]:
+        """Texts -> of each the last hidden state of every token, float32 (n, C), specials and prompt included."""
+        return [rows for part in self._chunks(texts, "embed_tokens", Options(**options)) for rows in part]
+
+    def rerank(self, query: str, texts: Sequence[str], raw_scores: bool = False) -> Floats:
+        """How well each text answers the query: float32 (N,), in the order of texts. Raises WrongTask, RequestError."""
+        pairs = [Pair(query, text) for text in texts]
+        parts = list(self._chunks(pairs, "rerank", Options(raw_scores=raw_scores)))
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def classify(self, texts: Sequence[str | Pair], raw_scores: bool = False) -> Floats:
+        """Texts or pairs -> scores float32 (N, L), in the order of info.labels. Raises WrongTask, RequestError."""
+        parts = list(self._chunks(texts, "classify", Options(raw_scores=raw_scores)))
+        return np.concatenate(parts) if parts else np.empty((0, len(self.info.labels)), np.float32)
+
+    def _chunks(
+        self, inputs: Iterable[Input], task: Task, options: Options, window: int = WINDOW_INPUTS
+    ) -> Iterator[Rows]:
+        chunk = min(CHUNK_INPUTS, self.config.max_client_batch_size, window)
+        source, futures = iter(inputs), deque[Future[Result]]()
+        try:
+            while some := list(itertools.islice(source, chunk)):
+                futures.append(self.submit(Request(inputs=some, task=task, options=options), wait=True))
+                if len(futures) * chunk >= window:
+                    yield futures.popleft().result().rows
+            while futures:
+                yield futures.popleft().result().rows
+        finally:
+            for future in futures:
+                future.cancel()

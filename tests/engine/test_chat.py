@@ -1,0 +1,191 @@
+"""Chat templates against transformers' apply_chat_template: same text, same ids; and errors in the template's words."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from openbei.engine.chat import Rendered, render
+from openbei.engine.tokenizer import Tokenizer, Truncation
+from openbei.errors import InvalidInput
+from openbei.weights.modules import read_text
+from tests.engine.kinds import KINDS
+from tests.families import write_json
+
+Messages = list[dict[str, Any]]
+
+# Each written for these tests, with the habits of one family's own template.
+LLAMA_31 = """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- set date_string = "26 Jul 2024" %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: " + date_string + "\\n\\n" }}
+{{- system_message + "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if tools is not none %}{{- raise_exception("no tools here") }}{%- endif %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+CHAT_ML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}<|im_start|>system
+You are kind.<|im_end|>
+{% endif %}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}
+"""
+TULU = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ '<|system|>\\n' + message['content'] + '\\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '<|user|>\\n' + message['content'] + '\\n' }}"
+    "{% elif not loop.last %}{{ '<|assistant|>\\n' + message['content'] + eos_token + '\\n' }}"
+    "{% else %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+STRICT = """{% for message in messages %}
+    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{ raise_exception('Roles must alternate, starting with the user') }}
+    {% endif %}
+    {{- message['role'] }}: {{ message['content'] }}
+{% endfor %}
+"""
+EVERYTHING = """{%- set kept = namespace(count=0) %}
+{%- for message in messages %}
+    {%- if message.role == 'tool' %}{% continue %}{% endif %}
+    {%- set kept.count = kept.count + 1 %}
+    {%- generation %}{{ message | tojson }}|{{ message.content | tojson(indent=2) }}{% endgeneration %}
+    {%- if kept.count == 2 %}{% break %}{% endif %}
+{%- endfor %} {{ kept.count }} {{ strftime_now("%Y-%m") }} {{ dict(a=1) }} {{ unknown is defined }}
+"""
+TEMPLATES = {"llama-3.1": LLAMA_31, "chatml": CHAT_ML, "tulu": TULU, "strict": STRICT, "everything": EVERYTHING}
+
+CHATS: dict[str, Messages] = {
+    "one turn": [{"role": "user", "content": " What is 1 < 2 & 'é'? "}],
+    "scored": [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "on  "}],
+    "four turns": [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "name": None},
+        {"role": "user", "content": "北京"},
+        {"role": "assistant", "content": "🦊"},
+    ],
+    "system": [{"role": "system", "content": "Be\nbrief."}, {"role": "user", "content": "the"}],
+    "with a tool": [{"role": "tool", "content": "x"}, {"role": "user", "content": "y"}],
+}
+TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+
+
+def transformers_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=KINDS["llama3"](), chat_template=template, **TOKENS)
+
+
+def outcome(make: Callable[[], str]) -> str:
+    """The text, or what the template says instead."""
+    try:
+        return make()
+    except Exception as error:
+        return str(error).removeprefix("the model's chat template refuses the messages: ")
+
+
+@pytest.mark.parametrize("add_generation_prompt", [False, True])
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_text_equals_transformers(name: str, chat: str, add_generation_prompt: bool) -> None:
+    template, messages = TEMPLATES[name], CHATS[chat]
+    theirs = transformers_tokenizer(template)
+    want = outcome(
+        lambda: theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    )
+    assert outcome(lambda: render(template, messages, TOKENS, add_generation_prompt)) == want
+    if name != "strict":  # equal, and not for failing both
+        shown = messages[:2] if name == "everything" else messages
+        assert shown[-1]["content"].strip() in want
+
+
+def test_a_tulu_chat_by_hand() -> None:
+    assert render(TULU, CHATS["scored"], TOKENS) == "<|user|>\nthe fox\n<|assistant|>\non  <|end_of_text|>"
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "tulu"])
+def test_the_ids_equal_transformers_and_hold_one_bos_at_most(name: str, tmp_path: Path) -> None:
+    """The Llama template prints the BOS that the tokenizer would add; Tulu's prints none, and none was trained on."""
+    KINDS["llama3"]().save(str(tmp_path / "tokenizer.json"))
+    write_json(tmp_path / "tokenizer_config.json", {**TOKENS, "chat_template": TEMPLATES[name]})
+    text = read_text(tmp_path, tmp_path, 512)
+    messages = CHATS["scored"]
+    rendered = render(text.chat_template, messages, text.special_tokens)
+    got = Tokenizer(text).encode([rendered], Truncation(False))[0].ids
+    theirs = transformers_tokenizer(TEMPLATES[name]).apply_chat_template(messages, return_dict=False)
+    assert got == theirs
+    assert got.count(0) == (name == "llama-3.1")
+    if name == "llama-3.1":  # the same text, made by the client
+        assert Tokenizer(text).encode([str(rendered)], Truncation(False))[0].ids == theirs
+
+
+def test_roles_out_of_order_are_refused_in_the_templates_words() -> None:
+    with pytest.raises(InvalidInput, match="refuses the messages: Roles must alternate, starting with the user"):
+        render(STRICT, CHATS["system"], TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% if %}", "Expected an expression"),
+        ("{{ messages[0].content + 1 }}", "can only concatenate str"),
+        ("{{ messages[0].content.absent.deeper }}", "has no attribute 'absent'"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "not safely callable|unsafe"),
+        ("{% include 'other' %}", "no loader"),
+    ],
+)
+def test_a_template_that_fails_is_invalid_input(template: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        render(template, CHATS["one turn"], TOKENS)
+
+
+@pytest.mark.parametrize("messages", [[], ["hello"], [None]])
+def test_messages_must_be_objects(messages: Any) -> None:
+    with pytest.raises(InvalidInput, match="messages must be a list of objects, and not empty"):
+        render(TULU, messages, TOKENS)
+
+
+def test_rendering_leaves_the_messages_as_they_were() -> None:
+    messages = [{"role": "user", "content": "a", "name": None}]
+    assert type(render(TULU, messages, TOKENS)) is Rendered
+    assert messages == [{"role": "user", "content": "a", "name": None}]
+
+
+# Where the template is found
+
+
+@pytest.mark.parametrize(
+    ("config", "jinja", "legacy", "wanted"),
+    [
+        ("A", None, None, "A"),
+        ("A", "B", "C", "B"),
+        ("A", None, "C", "A"),
+        (None, None, "C", "C"),
+        (None, None, None, None),
+        ([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}], None, None, "D"),
+        ([{"name": "tool_use", "template": "T"}], None, None, None),
+    ],
+)
+def test_the_template_is_found_where_transformers_keeps_it(
+    config: Any, jinja: str | None, legacy: str | None, wanted: str | None, tmp_path: Path
+) -> None:
+    KINDS["llama3"]().save(str(tmp_path / "tokenizer.json"))
+    write_json(tmp_path / "tokenizer_config.json", {"chat_template": config} if config else {})
+    if jinja:
+        (tmp_path / "chat_template.jinja").write_text(jinja)
+    if legacy:
+        write_json(tmp_path / "chat_template.json", {"chat_template": legacy})
+    assert read_text(tmp_path, tmp_path, 512).chat_template == wanted

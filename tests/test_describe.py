@@ -1,0 +1,44 @@
+"""What openbei says of a model: attention, positions, labels, for networks past BERT."""
+
+from pathlib import Path
+
+import pytest
+
+from openbei.describe import checkpoint_facts, table
+from openbei.weights.load import load
+from tests import families
+
+
+@pytest.mark.parametrize(
+    ("family", "position_kind", "attention"),
+    [
+        ("bert", "learned", "to both sides"),
+        ("jina-en", "ALiBi", "to both sides"),
+        ("gte-new", "rotary, theta 20000, ntk scaling by 8", "to both sides"),
+        ("modernbert", "rotary, theta 50000", "to both sides, 8 tokens wide in 2 of 4 layers"),
+        ("mistral", "rotary, theta 10000", "causal, 7 tokens wide in 4 of 4 layers"),
+        ("qwen2-both-sides", "rotary, theta 1e+06", "to both sides"),
+    ],
+)
+def test_positions_and_attention(family: str, position_kind: str, attention: str, tmp_path: Path) -> None:
+    facts = checkpoint_facts(load(str(families.save(tmp_path, family))))
+    assert (facts["position_kind"], facts["attention"]) == (position_kind, attention)
+    assert (facts["task"], facts["labels"]) == ("embed", [])
+    assert facts["gated"] is (family != "bert")
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "num_labels", "task", "scores"),
+    [
+        ("bert", "Sequence", 1, "rerank", "sigmoid"),
+        ("roberta", "Sequence", 3, "classify", "softmax"),
+        ("distilbert", "Token", 3, "classify tokens", "softmax"),
+        ("llama", "Sequence", 1, "classify", "identity"),
+    ],
+)
+def test_labels(family: str, kind: str, num_labels: int, task: str, scores: str, tmp_path: Path) -> None:
+    judge = families.network(family, kind, num_labels=num_labels)
+    facts = checkpoint_facts(load(str(families.save(tmp_path, family, judge, pooling=None))))
+    assert (facts["task"], facts["scores"], facts["embedding_dim"]) == (task, scores, None)
+    assert facts["labels"] == [f"LABEL_{number}" for number in range(num_labels)]
+    assert "LABEL_0" in table(facts)
