@@ -1,9 +1,10 @@
-"""The pages that the code can write: docs/cli.md, from the commands' own options.
+"""The pages that the code can write: docs/cli.md from the commands' own options, docs/metrics.md from the metrics.
 
 python docs/generate.py            # writes them
 python docs/generate.py --check    # exit 1 if one is stale
 """
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import click
 
 from openbei.cli import IGNORED, main
+from openbei.engine.metrics import Metrics
 
 DOCS = Path(__file__).parent
 CLI_HEAD = """# The command line
@@ -36,6 +38,17 @@ CLI_TAIL = """
 `LOG_LEVEL` (debug, info, warning, error) sets what is logged to stderr. `HF_HOME`, `HF_HUB_OFFLINE` and `HF_ENDPOINT`
 mean what they mean to the hub's own library. `HOSTNAME` counts only if it is an IP address, because containers set it
 to their own name.
+"""
+
+METRICS_HEAD = """# Metrics
+
+*Made by `make docs` from the code; do not edit.*
+
+`GET /metrics` answers in Prometheus' text format. Names are TEI's, so its dashboards work; durations are in seconds,
+lengths in tokens.
+
+| name | type | labels | meaning |
+|---|---|---|---|
 """
 
 
@@ -68,7 +81,19 @@ def _option(option: click.Option, context: click.Context) -> str:
     return f"| {names} | {variable} | {default} | {meaning} |"
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page}
+def metrics_page() -> str:
+    """The metrics' own text, with nothing counted yet -> docs/metrics.md."""
+    rows = []
+    text = Metrics(max_input_length=1, queue_size=lambda: 0).render().decode()
+    for part in text.split("# HELP ")[1:]:
+        (name, meaning), kind = part.splitlines()[0].split(" ", 1), part.splitlines()[1].rpartition(" ")[2]
+        labels = sorted(set(re.findall(r'(\w+)="([^"]*)"', part)) if kind == "counter" else ())
+        named = ", ".join(f"{label} = {value}" for label, value in labels)
+        rows.append(f"| `{name}` | {kind} | {named} | {meaning} |")
+    return METRICS_HEAD + "\n".join(rows) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "metrics.md": metrics_page}
 
 
 def generate(check: bool) -> int:

@@ -1,16 +1,38 @@
 """Where log lines go and how they look: stderr, as text or as JSON lines.
 
 Owns the root logger's one handler; never logs anything itself. LOG_LEVEL is the least level shown, info if not set.
+A thread of its own writes, so that a reader of stderr that stalls never stalls the server; past MAX_WAITING lines that
+could not be written, lines are lost.
 """
 
+import atexit
+import contextlib
 import logging
 import os
+import queue
+import threading
+from logging.handlers import QueueHandler
 
 import orjson
 
 from openbei.errors import ConfigError
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+STDERR = 2
+MAX_WAITING = 10_000
+LAST_WORDS_S = 2.0
+
+Records = queue.Queue[logging.LogRecord | None]
+
+
+class Mailbox(QueueHandler):
+    """Hands records to the writing thread; a full mailbox loses them."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Put a record, or drop it."""
+        with contextlib.suppress(queue.Full):
+            self.queue.put_nowait(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -34,6 +56,23 @@ def start(json_output: bool) -> None:
     level = os.environ.get("LOG_LEVEL") or "info"
     if level.upper() not in logging.getLevelNamesMapping():
         raise ConfigError(f"LOG_LEVEL must be debug, info, warning or error, got {level!r}")
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if json_output else logging.Formatter(TEXT_FORMAT))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    formatter = JsonFormatter() if json_output else logging.Formatter(TEXT_FORMAT)
+    records: Records = queue.Queue(MAX_WAITING)
+    thread = threading.Thread(target=_write, args=(records, formatter), name="log", daemon=True)
+    thread.start()
+    atexit.register(_finish, records, thread)
+    logging.basicConfig(level=level.upper(), handlers=[Mailbox(records)], force=True)
+
+
+def _write(records: Records, formatter: logging.Formatter) -> None:
+    """Past Python's own stream: a write that stalls there would hold a lock that the interpreter's end waits for."""
+    while (record := records.get()) is not None:
+        with contextlib.suppress(OSError):
+            os.write(STDERR, f"{formatter.format(record)}\n".encode(errors="backslashreplace"))
+
+
+def _finish(records: Records, thread: threading.Thread) -> None:
+    """Write what is left, unless nobody reads."""
+    with contextlib.suppress(queue.Full):
+        records.put_nowait(None)
+        thread.join(LAST_WORDS_S)

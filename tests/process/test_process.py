@@ -106,6 +106,19 @@ def test_sigterm_answers_what_is_in_flight_and_exits_0() -> None:
     assert [np.shape(row) for row in rows] == [(16, 384)] * 8
 
 
+def test_a_log_that_nobody_reads_does_not_stall_the_server() -> None:
+    """1500 refusals log over 64 KiB, which is more than a pipe holds; and it still stops when told."""
+    running = Server("--dtype", "float32")
+    with httpx.Client(base_url=running.url) as client:
+        for _ in range(1500):
+            assert client.get("/no-such-path").status_code == 404
+        assert client.get("/health", timeout=5).status_code == 200
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(20) == 0
+    _, log = running.process.communicate()
+    assert len(log) > 60_000, "the pipe was never full"
+
+
 def _batches_begun(url: str) -> int:
     found = re.search(r"^te_request_count\{method=\"batch\"\} (\d+)", httpx.get(url + "/metrics").text, re.MULTILINE)
     return int(found[1]) if found else 0
