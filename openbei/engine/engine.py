@@ -231,9 +231,9 @@ class Engine(LocalCalls):
                 self._changed.wait_for(lambda: self._closed or (len(self._queue) > 0 and not self._alone))
                 if self._closed:
                     return None
-                alone = self._num_running == 0 and self._queue.num_tokens <= self.info.max_batch_tokens
                 encodings = self._queue.take(self.info.max_batch_tokens, self.config.max_batch_requests)
                 if encodings:
+                    alone = self._num_running == 0 and len(self._queue) == 0
                     self._num_running += 1
                     self._alone = alone
                     return encodings, alone

@@ -100,6 +100,12 @@ def test_a_text_alone_gets_the_whole_device_and_nothing_starts_beside_it(make: p
     assert house.next_run().lengths == [4]
 
 
+def test_one_text_longer_than_a_lane_gets_the_whole_device_too(make: partial[Harness]) -> None:
+    house = make(num_lanes=2, lane_tokens=10)
+    submit(house, words(11))
+    assert house.next_run().alone
+
+
 def test_a_backlog_runs_on_all_lanes_at_once(make: partial[Harness]) -> None:
     house = make(num_lanes=2, lane_tokens=10)
     future = submit(house, words(9), words(9), words(8))
