@@ -4,14 +4,11 @@ Owns wording and alignment only; never reads files, loads models or prints.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
-
-import numpy as np
 
 from openbei.config import EngineConfig
 from openbei.engine.request import EngineInfo, Kind
-from openbei.model.spec import Dense, Model, ModelSpec
+from openbei.model.spec import Dense, Model, ModelSpec, num_parameters
 from openbei.weights.checkpoint import Checkpoint, Labels
 
 Facts = dict[str, Any]
@@ -70,17 +67,6 @@ def labels_facts(labels: Labels | None) -> Facts:
         return {"task": "embed", "labels": [], "scores": None}
     task = "classify tokens" if labels.per_token else "rerank" if labels.reranker else "classify"
     return {"task": task, "labels": list(labels.names), "scores": labels.activation}
-
-
-def num_parameters(value: Any) -> int:
-    """Values in all arrays below a dataclass, tuple or array."""
-    if isinstance(value, np.ndarray):
-        return value.size
-    if isinstance(value, tuple):
-        return sum(map(num_parameters, value))
-    if is_dataclass(value):
-        return sum(num_parameters(getattr(value, item.name)) for item in fields(value))
-    return 0
 
 
 def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo) -> Facts:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from openbei.config import DType
 from openbei.errors import ConfigError
 from openbei.model.ops.openvino import CompiledModel, CompileOptions, compile_model, native_bfloat16
-from openbei.model.spec import Batch, Model, pack
+from openbei.model.spec import Batch, Model, num_parameters, pack
 
 Output = Literal["vectors", "states", "labels"]
 MAX_BATCH_TOKENS = 512
+MAX_TWICE = 1_000_000_000
 WARM_UP_TOKENS = (16, 128)
 
 
@@ -59,14 +60,16 @@ class Graphs:
 class CpuExecutor:
     """One OpenVINO stream a core for throughput, and all cores on one batch when it is alone.
 
-    What the model is for is compiled at once; another output when it is first asked for.
+    What the model is for is compiled at once; another output when it is first asked for. A model of over MAX_TWICE
+    parameters is compiled for all cores alone: each graph keeps the weights in its own layout.
     """
 
     def __init__(self, model: Model, dtype: DType = "auto") -> None:
         cores, chosen = count_cores(), choose_dtype(dtype)
-        self.device = Device(f"cpu, {cores} streams", chosen, cores, MAX_BATCH_TOKENS)
+        lanes = cores if num_parameters(model) <= MAX_TWICE else 1
+        self.device = Device(f"cpu, {lanes} streams on {cores} cores", chosen, lanes, MAX_BATCH_TOKENS)
         self._model = model
-        self._options = CompileOptions(chosen, cores, cores)
+        self._options = CompileOptions(chosen, lanes, cores)
         self._compiling = threading.Lock()
         self._graphs: dict[Output, Graphs] = {}
         self._graphs_of("labels" if model.head else "vectors")

@@ -110,7 +110,7 @@ class Result:
 class EngineInfo:
     """What an engine serves, for /info, /v1/models and the start banner.
 
-    dtype: float32 or bfloat16, as computed. device: such as "cpu, 2 streams". prompts: the model's own list.
+    dtype: float32 or bfloat16, as computed. device: such as "cpu, 2 streams on 2 cores". prompts: the model's own list.
     labels: names of what a model with a head tells apart.
     """
 

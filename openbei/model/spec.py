@@ -6,8 +6,8 @@ width, P positions, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,3 +250,14 @@ def pack(spec: ModelSpec, ids: Sequence[Sequence[int]], token_type_ids: Sequence
     if token_type_ids is not None and spec.num_segments > 1:
         types = np.fromiter((token for sequence in token_type_ids for token in sequence), np.int32, total)
     return Batch(input_ids, position_ids.astype(np.int32), types, cu_seqlens)
+
+
+def num_parameters(value: Any) -> int:
+    """Values in all arrays below a dataclass, tuple or array."""
+    if isinstance(value, np.ndarray):
+        return value.size
+    if isinstance(value, tuple):
+        return sum(map(num_parameters, value))
+    if is_dataclass(value):
+        return sum(num_parameters(getattr(value, item.name)) for item in fields(value))
+    return 0

@@ -73,3 +73,18 @@ def test_what_a_model_is_for_is_compiled_at_start_and_the_rest_once_when_asked_f
     cpu.run(batch, own, alone=False)
     cpu._graphs_of("states")  # as a thread does that waited for another's compilation
     assert len(compiled) == 4
+
+
+def test_a_large_model_is_compiled_once_for_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[executor.CompileOptions] = []
+
+    def compile_model(_: Model, options: executor.CompileOptions, output: str) -> SimpleNamespace:
+        compiled.append(options)
+        return SimpleNamespace(run=lambda _: np.float32([[1]]))
+
+    monkeypatch.setattr(executor, "compile_model", compile_model)
+    monkeypatch.setattr(executor, "count_cores", lambda: 2)
+    monkeypatch.setattr(executor, "MAX_TWICE", 0)
+    cpu = CpuExecutor(MODEL, "float32")
+    assert compiled == [executor.CompileOptions("float32", 1, 2)]
+    assert cpu.device.num_lanes == 1

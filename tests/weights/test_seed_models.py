@@ -13,8 +13,7 @@ import pytest
 import torch
 import transformers
 
-from openbei.describe import num_parameters
-from openbei.model.spec import ModelSpec, Rope
+from openbei.model.spec import ModelSpec, Rope, num_parameters
 from openbei.weights.families import read_config
 from openbei.weights.fill import fill
 from openbei.weights.labels import HeadFacts, read_labels
