@@ -27,7 +27,11 @@ Records = queue.Queue[logging.LogRecord | None]
 
 
 class Mailbox(QueueHandler):
-    """Hands records to the writing thread; a full mailbox loses them."""
+    """Hands records to the writing thread as they are; a full mailbox loses them."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """The record itself: the writing thread formats it."""
+        return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Put a record, or drop it."""
