@@ -7,6 +7,7 @@ Owns the graph, its inputs and its compilation; never touches requests, files or
 """
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -193,11 +194,26 @@ class CompiledModel:
         result = FORWARDS[output](ops, model)
         self.spec, self.inputs = model.spec, tuple(ops.inputs)
         self.per_token = output == "states" or (model.head is not None and model.head.per_token)
+        self._packed: set[tuple[int, bool]] = set()
+        self._packing = threading.Lock()
         graph = ov.Model([op.result(result)], list(ops.inputs.values()))
         self._compiled = ov.Core().compile_model(graph, "CPU", _properties(options))
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Batch -> what was compiled: vectors (B, embedding_dim), states (T, C), or labels (B, L) or (T, L)."""
+        """Batch -> what was compiled: vectors (B, embedding_dim), states (T, C), or labels (B, L) or (T, L).
+
+        The first run of each size is alone among first runs. OpenVINO packs weights then, into a store that all streams
+        share; where two streams did so at once, one of them kept wrong weights for good (docs/log.md).
+        """
+        size = _round_up(batch.num_tokens), len(batch.lengths) == 1
+        if size in self._packed:
+            return self._infer(batch)
+        with self._packing:
+            answer = self._infer(batch)
+            self._packed.add(size)
+        return answer
+
+    def _infer(self, batch: Batch) -> NDArray[np.float32]:
         request = self._compiled.create_infer_request()
         request.infer(inputs_of(self.inputs, batch, self.spec), share_inputs=True)
         output = request.get_output_tensor(0).data
