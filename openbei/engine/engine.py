@@ -17,7 +17,7 @@ import numpy as np
 
 from openbei.config import EngineConfig
 from openbei.engine.check import check, check_vocabulary
-from openbei.engine.executor import Executor, Output
+from openbei.engine.executor import Executor
 from openbei.engine.local import LocalCalls
 from openbei.engine.metrics import Metrics
 from openbei.engine.pending import Pending
@@ -27,7 +27,7 @@ from openbei.engine.settle import default_prompt, describe, kind_of, limited
 from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
 from openbei.engine.tokens import tokens_of
 from openbei.errors import DeadlineExceeded, InferenceFailed, Overloaded, RequestError, Unhealthy
-from openbei.model.spec import Batch, pack
+from openbei.model.spec import Batch, Output, pack
 from openbei.weights.checkpoint import Checkpoint
 
 Clock = Callable[[], float]

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from openbei.config import DType
 from openbei.errors import ConfigError
 from openbei.model.ops.openvino import CompiledModel, CompileOptions, compile_model, native_bfloat16
-from openbei.model.spec import Batch, Model, num_parameters, pack
+from openbei.model.spec import Batch, Model, Output, num_parameters, pack
 
-Output = Literal["vectors", "states", "labels"]
 MAX_BATCH_TOKENS = 512
 MAX_TWICE = 1_000_000_000
 WARM_UP_TOKENS = (16, 128)

@@ -16,6 +16,7 @@ Array = NDArray[np.generic]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "identity"]
 Pooling = Literal["cls", "mean", "last_token"]
 NormKind = Literal["layer", "rms"]
+Output = Literal["vectors", "states", "labels"]
 
 
 @dataclass(frozen=True, slots=True)

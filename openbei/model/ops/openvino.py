@@ -20,7 +20,19 @@ from openvino import opset15 as op
 from openbei.model import transformer
 from openbei.model.ops import Attention, NormSpec
 from openbei.model.positions import cos_sin, visible
-from openbei.model.spec import Activation, Array, Batch, Embedding, Linear, Model, ModelSpec, Norm, Pooling, Rope
+from openbei.model.spec import (
+    Activation,
+    Array,
+    Batch,
+    Embedding,
+    Linear,
+    Model,
+    ModelSpec,
+    Norm,
+    Output,
+    Pooling,
+    Rope,
+)
 
 ROUNDING = ((64, 8), (256, 16))  # sizes up to the first number go up to a multiple of the second
 COARSEST = 32
@@ -39,7 +51,6 @@ ACTIVATIONS = {
 }
 
 
-Output = Literal["vectors", "states", "labels"]
 FORWARDS = {"vectors": transformer.embed, "states": transformer.states, "labels": transformer.classify}
 
 
@@ -230,7 +241,7 @@ def native_bfloat16() -> bool:
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Grid:
     """A batch laid out for the graph: T and S rounded up, and which cells of (B, S) hold tokens."""
 
@@ -244,6 +255,21 @@ class Grid:
         """Key position - query position, (S, S)."""
         column = np.arange(self.length, dtype=np.int32)
         return column[None, :] - column[:, None]
+
+    @functools.cached_property
+    def angles(self) -> tuple[Array, Array]:
+        """cos and sin of every token in full layers, (T, 1, D / 2) each."""
+        return self._cos_sin(self.spec.rope)
+
+    @functools.cached_property
+    def local_angles(self) -> tuple[Array, Array]:
+        """The same in local layers."""
+        return self._cos_sin(self.spec.local_rope)
+
+    def _cos_sin(self, rope: Rope | None) -> tuple[Array, Array]:
+        assert rope is not None
+        cos, sin = cos_sin(rope, self.spec.head_dim, self.batch)
+        return _extended(cos, self.num_tokens)[:, None, :], _extended(sin, self.num_tokens)[:, None, :]
 
 
 def inputs_of(names: Sequence[str], batch: Batch, spec: ModelSpec) -> list[Array]:
@@ -272,13 +298,6 @@ def _distances(grid: Grid) -> Array:
     return np.asarray(np.clip(grid.ahead() + farthest, 0, 2 * farthest))
 
 
-def _angles(grid: Grid, rope: Rope | None, part: int) -> Array:
-    """cos (part 0) or sin (1) of every token, (T, 1, D / 2)."""
-    assert rope is not None
-    values = cos_sin(rope, grid.spec.head_dim, grid.batch)[part]
-    return _extended(values, grid.num_tokens)[:, None, :]
-
-
 Maker = Callable[[Grid], Array]
 # Name -> type, shape, and how it is made. T: packed tokens, B: sequences, S: cells of the longest; all rounded up.
 INPUTS: dict[str, tuple[type[np.generic], list[int], Maker]] = {
@@ -295,10 +314,10 @@ INPUTS: dict[str, tuple[type[np.generic], list[int], Maker]] = {
     "column": (np.int32, [-1], lambda grid: np.arange(grid.length, dtype=np.int32)),
     "hidden": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, None)),
     "hidden_local": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, grid.spec.window)),
-    "cos": (np.float32, [-1, 1, -1], lambda grid: _angles(grid, grid.spec.rope, 0)),
-    "sin": (np.float32, [-1, 1, -1], lambda grid: _angles(grid, grid.spec.rope, 1)),
-    "local_cos": (np.float32, [-1, 1, -1], lambda grid: _angles(grid, grid.spec.local_rope, 0)),
-    "local_sin": (np.float32, [-1, 1, -1], lambda grid: _angles(grid, grid.spec.local_rope, 1)),
+    "cos": (np.float32, [-1, 1, -1], lambda grid: grid.angles[0]),
+    "sin": (np.float32, [-1, 1, -1], lambda grid: grid.angles[1]),
+    "local_cos": (np.float32, [-1, 1, -1], lambda grid: grid.local_angles[0]),
+    "local_sin": (np.float32, [-1, 1, -1], lambda grid: grid.local_angles[1]),
 }
 
 
