@@ -193,7 +193,7 @@ class NpyWriter:
 
     def _write_header(self) -> None:
         header = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._width)}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        np.lib.format.write_array_header_1_0(self._file, header)  # type: ignore[no-untyped-call]
 
 
 def write_all(pairs: Iterable[tuple[Line, Row]], writer: Writer, on_text: Callable[[Line], None]) -> None:

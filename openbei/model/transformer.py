@@ -24,9 +24,10 @@ def attend(ops: Ops[X], spec: ModelSpec, layer: Layer, x: X, how: Attention) -> 
     pre = spec.norm_placement == "pre"
     y = normed(ops, spec, x, layer.attention_norm) if pre else x
     local = how.window is not None
-    q = rotated(ops, spec, normed(ops, spec, ops.linear(y, layer.q), layer.q_norm), spec.num_heads, local)
-    k = rotated(ops, spec, normed(ops, spec, ops.linear(y, layer.k), layer.k_norm), spec.num_kv_heads, local)
-    a = ops.linear(ops.attention(q, k, ops.linear(y, layer.v), how), layer.out)
+    q, k, v = ops.linears(y, (layer.q, layer.k, layer.v))
+    q = rotated(ops, spec, normed(ops, spec, q, layer.q_norm), spec.num_heads, local)
+    k = rotated(ops, spec, normed(ops, spec, k, layer.k_norm), spec.num_kv_heads, local)
+    a = ops.linear(ops.attention(q, k, v, how), layer.out)
     if layer.inner_norm is not None:
         a = normed(ops, spec, ops.add(a, x), layer.inner_norm)
     x = ops.add(normed(ops, spec, a, layer.attention_out_norm), x)

@@ -5,6 +5,7 @@ for OpenVINO, a torch.Tensor for PyTorch. Each method's text is its definition; 
 Cut where kernels fuse: a CUDA backend does each of these in one launch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -46,6 +47,10 @@ class Ops(Protocol[X]):
 
     def linear(self, x: X, linear: Linear, activation: Activation = "identity") -> X:
         """activation(x Wᵀ + b): (rows, in) -> (rows, out)."""
+        ...
+
+    def linears(self, x: X, linears: Sequence[Linear]) -> Sequence[X]:
+        """Each of them on the same x, which a backend may do as one product: (rows, in) -> (rows, out) each."""
         ...
 
     def gated(self, x: X, up: Linear, gate: Linear, activation: Activation) -> X:

@@ -90,6 +90,10 @@ class OpenVinoOps:
             y = op.add(y, _constant(linear.bias))
         return ACTIVATIONS[activation](y)
 
+    def linears(self, x: ov.Node, linears: Sequence[Linear]) -> Sequence[ov.Node]:
+        """Each of them on the same x."""
+        return [self.linear(x, linear) for linear in linears]
+
     def gated(self, x: ov.Node, up: Linear, gate: Linear, activation: Activation) -> ov.Node:
         """(T, C) -> (T, F)."""
         return op.multiply(self.linear(x, gate, activation), self.linear(x, up))

@@ -5,7 +5,7 @@ module here that imports torch.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -51,6 +51,10 @@ class TorchOps:
         """(rows, in) -> (rows, out)."""
         bias = None if linear.bias is None else _tensor(linear.bias)
         return ACTIVATIONS[activation](F.linear(x, _tensor(linear.weight), bias))
+
+    def linears(self, x: Tensor, linears: Sequence[Linear]) -> Sequence[Tensor]:
+        """Each of them on the same x."""
+        return [self.linear(x, linear) for linear in linears]
 
     def gated(self, x: Tensor, up: Linear, gate: Linear, activation: Activation) -> Tensor:
         """(T, C) -> (T, F)."""
