@@ -6,6 +6,7 @@ equal. Never touches token ids.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -16,6 +17,9 @@ from openbei.errors import InvalidInput
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+
+_MARKS = re.compile(r"content-([0-9]+)-of-a-message")
 
 
 class Rendered(str):
@@ -49,10 +53,10 @@ def render_whole(template: str, chat: Chat, special_tokens: Mapping[str, str]) -
     Many templates skip a role that they do not know ("Assistant") without a word, so a chat of the same roles, whose
     contents are marks, is rendered too.
     """
-    marked = [{**message, "content": f"\ue000{index}\ue000"} for index, message in enumerate(chat)]
-    shown = render(template, marked, special_tokens)
-    for index, message in enumerate(marked):
-        if message["content"] not in shown:
+    marked = [{**message, "content": f"content-{index}-of-a-message"} for index, message in enumerate(chat)]
+    shown = set(_MARKS.findall(render(template, marked, special_tokens)))
+    for index in range(len(chat)):
+        if str(index) not in shown:
             raise InvalidInput(f"the model's chat template passes over message {index} of a chat: is its role known?")
     return render(template, chat, special_tokens)
 

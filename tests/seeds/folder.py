@@ -81,12 +81,24 @@ def write(seed: Seed, network: Any, folder: Path) -> None:
     _write_weights(seed, tensors, folder)
     write_json(folder / "config.json", seed.tiny_config())
     seed.text.tokenizer().save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", seed.text.config)
+    _write_tokenizer_config(seed, folder)
     if seed.modules:
         _write_modules(seed.modules, folder, network.config.hidden_size)
     for trap in ("onnx/model.onnx", "lora/adapter_model.safetensors", "sparse_linear.pt"):
         (folder / trap).parent.mkdir(exist_ok=True)
         (folder / trap).write_bytes(b"not for you")
+
+
+def _write_tokenizer_config(seed: Seed, folder: Path) -> None:
+    """The newer repositories list the added tokens here too; the older ones have the map of special tokens only."""
+    config, added = seed.text.config, seed.text.tokenizer().get_added_tokens_decoder()
+    if seed.text.kind in ("mistral", "gemma", "qwen2", "llama3"):
+        flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+        tokens = {str(number): {flag: getattr(token, flag) for flag in flags} for number, token in added.items()}
+        config = {**config, "added_tokens_decoder": tokens}
+    write_json(folder / "tokenizer_config.json", config)
+    special = {role: token for role, token in config.items() if role.endswith("_token") and isinstance(token, str)}
+    write_json(folder / "special_tokens_map.json", special)
 
 
 def _write_weights(seed: Seed, tensors: Tensors, folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import openbei
 from openbei.engine.engine import Engine
@@ -14,7 +15,13 @@ from tests.seeds.folder import Judge
 from tests.seeds.rows import SEEDS
 from tests.server.wire import Wire
 
-TEXTS = ["the red fox", "x", "The FOX on the  red é 北京 fox!", "on the red fox, " * 40, "<s> the [SEP] </s> fox"]
+TEXTS = [
+    "the red fox",
+    "x",
+    "The FOX on the  red é 北京 fox!",
+    "on the red fox, " * 40,
+    "<s> the [SEP] </s><|eot_id|> fox",
+]
 QUERY, LONG_QUERY = "the fox", "the red fox on " * 20
 CHATS = [
     [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": " on the red  "}],
@@ -26,6 +33,15 @@ CHATS = [
         {"role": "assistant", "content": "é"},
     ],
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The judges are too small for two: beside an engine's threads they would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def of(task: str) -> list[str]:
