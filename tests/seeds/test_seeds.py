@@ -20,7 +20,7 @@ TEXTS = [
     "x",
     "The FOX on the  red é 北京 fox!",
     "on the red fox, " * 40,
-    "<s> the [SEP] </s><|eot_id|> fox",
+    "<s> the [SEP] </s><|eot_id|> <query>fox",
 ]
 QUERY, LONG_QUERY = "the fox", "the red fox on " * 20
 CHATS = [

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from openapi_schema_validator import OAS31Validator
 
 from openbei.describe import curl
 from openbei.engine.finish import activated
@@ -110,6 +111,15 @@ def test_predict_forms(path: str, sent: Any, read: list[Input], is_batch: bool) 
 def test_wrong_predict_inputs(inputs: Any, expected: tuple[int, str]) -> None:
     response = wire_of("classifier").post("/predict", {"inputs": inputs})
     assert error(response) == expected
+
+
+def test_openapi_describes_every_form_of_predict() -> None:
+    schema = wire_of("classifier").get("/openapi.json").json()["components"]["schemas"]["PredictRequest"]
+    validator = OAS31Validator(schema)
+    for sent in [*(sent for sent, _, _ in PREDICT_FORMS), *schema["properties"]["inputs"]["examples"]]:
+        assert validator.is_valid({"inputs": sent}), sent
+    for wrong in (5, [5], [{"role": "user"}], [[{"content": "a"}]], QUESTION):
+        assert not validator.is_valid({"inputs": wrong}), wrong
 
 
 def test_a_chat_counts_what_its_messages_hold() -> None:
