@@ -25,10 +25,10 @@ class Judge:
         self.network = seed.judge(seed.tiny_config())
         _randomise(self.network, seed)
         write(seed, self.network, folder)
-        more: dict[str, Any] = {"add_bos_token": True, "add_eos_token": True} if seed.text.ends else {}
-        if "AutoConfig" in seed.config.get("auto_map", {}):
-            more["config"] = PreTrainedConfig()  # else transformers would ask for the authors' code
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, **more)
+        self.ends = {"add_bos_token": True, "add_eos_token": True} if seed.text.ends else {}
+        # Without a config transformers would ask for the authors' code.
+        config = {"config": PreTrainedConfig()} if "AutoConfig" in seed.config.get("auto_map", {}) else {}
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, **self.ends, **config)
 
     def num_tokens(self, *texts: str) -> int:
         """Of one text or pair, after the cut."""
@@ -84,6 +84,8 @@ def write(seed: Seed, network: Any, folder: Path) -> None:
     _write_tokenizer_config(seed, folder)
     if seed.modules:
         _write_modules(seed.modules, folder, network.config.hidden_size)
+        limit = {"max_seq_length": seed.limit, "do_lower_case": False}
+        write_json(folder / seed.modules.text_file, limit)
     for trap in ("onnx/model.onnx", "lora/adapter_model.safetensors", "sparse_linear.pt"):
         (folder / trap).parent.mkdir(exist_ok=True)
         (folder / trap).write_bytes(b"not for you")
@@ -133,7 +135,5 @@ def _write_modules(modules: Modules, folder: Path, width: int) -> None:
     modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     pooling = {f"pooling_mode_{mode}": mode == modules.pooling for mode in modes}
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling})
-    length = {"max_seq_length": modules.max_seq_length, "do_lower_case": False}
-    write_json(folder / modules.text_file, length)
     prompts = {"prompts": modules.prompts, "default_prompt_name": None} if modules.prompts else {}
     write_json(folder / "config_sentence_transformers.json", {"__version__": {"pytorch": "2.1"}, **prompts})

@@ -46,11 +46,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Modules:
-    """sentence-transformers' files. max_seq_length, of the tiny model: None where there is no such file."""
+    """sentence-transformers' files. text_file: the one that holds the longest input."""
 
     pooling: Literal["cls_token", "mean_tokens", "lasttoken"]
     normalize: bool = True
-    max_seq_length: int | None = 64
     prompts: dict[str, str] | None = None
     text_file: str = "sentence_bert_config.json"
 
@@ -472,7 +471,7 @@ SEEDS: dict[str, Seed] = {
         22_713_216,
         _word_piece(512, baked=16),
         32,
-        modules=Modules("mean_tokens", max_seq_length=32),
+        modules=Modules("mean_tokens"),
         stored=Stored(unused=_POSITION_IDS),
     ),
     "bge-large-en-v1.5": _BGE_LARGE,
@@ -499,7 +498,7 @@ SEEDS: dict[str, Seed] = {
         567_754_752,
         _unigram(8192),
         80,
-        modules=Modules("cls_token", max_seq_length=80),
+        modules=Modules("cls_token"),
         stored=Stored(layout="bin"),
     ),
     "snowflake-arctic-embed-l-v2.0": Seed(
@@ -508,7 +507,7 @@ SEEDS: dict[str, Seed] = {
         567_754_752,
         _unigram(8192),
         96,
-        modules=Modules("cls_token", max_seq_length=8192, prompts={"query": "query: "}),
+        modules=Modules("cls_token", prompts={"query": "query: "}),
     ),
     "multilingual-e5-large-instruct": Seed(
         _native("XLMRobertaModel"),
@@ -516,7 +515,7 @@ SEEDS: dict[str, Seed] = {
         559_890_432,
         _unigram(512),
         64,
-        modules=Modules("mean_tokens", max_seq_length=512, text_file="sentence_xlm-roberta_config.json"),
+        modules=Modules("mean_tokens", text_file="sentence_xlm-roberta_config.json"),
         stored=Stored(dtype=torch.float16),
     ),
     "jina-embeddings-v2-base-en": Seed(
@@ -525,7 +524,7 @@ SEEDS: dict[str, Seed] = {
         137_368_320,
         _word_piece(2147483648),
         64,
-        modules=Modules("mean_tokens", max_seq_length=8192),
+        modules=Modules("mean_tokens"),
         stored=Stored("bert.", ("cls.predictions.bias",), dtype=torch.bfloat16),
         tiny={"num_attention_heads": 12},
     ),
@@ -535,7 +534,7 @@ SEEDS: dict[str, Seed] = {
         160_869_120,
         _roberta_bpe(8192),
         64,
-        modules=Modules("mean_tokens", normalize=False, max_seq_length=8192),
+        modules=Modules("mean_tokens", normalize=False),
         stored=Stored(dtype=torch.float16),
         tiny={"num_attention_heads": 12},
     ),
@@ -545,7 +544,7 @@ SEEDS: dict[str, Seed] = {
         136_731_648,
         _word_piece(8192),
         64,
-        modules=Modules("mean_tokens", normalize=False, max_seq_length=8192),
+        modules=Modules("mean_tokens", normalize=False),
     ),
     "gte-Qwen2-1.5B-instruct": Seed(
         _native("Qwen2Model", is_causal=False),
@@ -553,7 +552,7 @@ SEEDS: dict[str, Seed] = {
         1_543_268_864,
         _QWEN2_TEXT,
         96,
-        modules=Modules("lasttoken", max_seq_length=8192, prompts={"query": _SEARCH}),
+        modules=Modules("lasttoken", prompts={"query": _SEARCH}),
         stored=Stored("model.", ("lm_head.weight",), layout=2),
     ),
     "e5-mistral-7b-instruct": Seed(
@@ -562,7 +561,7 @@ SEEDS: dict[str, Seed] = {
         7_110_660_096,
         _MISTRAL_TEXT,
         90,
-        modules=Modules("lasttoken", max_seq_length=90, prompts=_E5_PROMPTS),
+        modules=Modules("lasttoken", prompts=_E5_PROMPTS),
         stored=Stored(dtype=torch.float16, layout=2),
     ),
     "SFR-Embedding-Mistral": Seed(
@@ -571,7 +570,7 @@ SEEDS: dict[str, Seed] = {
         7_110_660_096,
         _MISTRAL_TEXT,
         80,
-        modules=Modules("lasttoken", normalize=False, max_seq_length=80),
+        modules=Modules("lasttoken", normalize=False),
         stored=Stored(dtype=torch.float16, layout=3),
     ),
     "bge-en-icl": Seed(
@@ -589,7 +588,7 @@ SEEDS: dict[str, Seed] = {
         9_241_713_152,
         _GEMMA_TEXT,
         96,
-        modules=Modules("lasttoken", max_seq_length=8192, prompts=_GEMMA_PROMPTS),
+        modules=Modules("lasttoken", prompts=_GEMMA_PROMPTS),
         stored=Stored(layout=4),
     ),
     "bge-reranker-large": Seed(

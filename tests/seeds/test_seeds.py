@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 import openbei
 from openbei.engine.engine import Engine
@@ -64,6 +65,11 @@ def close(got: Any, want: Any, limit: float) -> None:
     assert np.abs(np.asarray(got, np.float64) - want).max() <= limit
 
 
+def judged_twice(name: str) -> bool:
+    """Whether sentence-transformers loads the folder without the authors' code, and so as they meant it."""
+    return SEEDS[name].modules is not None and "auto_map" not in SEEDS[name].config
+
+
 def softmax(row: Any) -> Any:
     return np.exp(row) / np.exp(row).sum()
 
@@ -86,6 +92,20 @@ def test_embed(name: str, tmp_path: Path) -> None:
             unit = want / np.linalg.norm(want, axis=1, keepdims=True)
             close([one["embedding"] for one in body["data"]], unit, 1e-5)
             assert body["usage"]["prompt_tokens"] == sum(judge.num_tokens(text + each) for each in TEXTS)
+
+
+@pytest.mark.parametrize("name", [name for name in of("embed") if judged_twice(name)])
+def test_the_judge_agrees_with_sentence_transformers(name: str, tmp_path: Path) -> None:
+    """Pooling, prompts and limits as the folder's own files say them, read by their own library."""
+    modules, judge = SEEDS[name].modules, Judge(SEEDS[name], tmp_path)
+    assert modules
+    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    theirs = SentenceTransformer(str(tmp_path), device="cpu", model_kwargs=options, tokenizer_kwargs=judge.ends)
+    for prompt, text in {None: "", **(modules.prompts or {})}.items():
+        want = np.stack([judge.vector(text + each) for each in TEXTS])
+        if modules.normalize:
+            want /= np.linalg.norm(want, axis=1, keepdims=True)
+        close(theirs.encode(TEXTS, prompt_name=prompt, batch_size=1), want, 1e-5)
 
 
 @pytest.mark.parametrize("name", of("rerank"))
