@@ -96,7 +96,7 @@ def metrics_page() -> str:
 
 def models_page() -> str:
     """The tables of models.py -> docs/models.md."""
-    sys.path.insert(0, str(DOCS.parent))  # it reads the tests' tables
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # it reads the tests' tables
     import models
 
     return models.models_page()
