@@ -92,8 +92,8 @@ have published values in `tests/golden/values.py`, which are compared where the 
 TRAPS = """
 ## What to know before comparing
 
-- **gelu.** TEI computes every `gelu` by its tanh form. openbei follows the model's config, as transformers does. Of
-  all-MiniLM-L6-v2's unit vectors that moves a component by up to 1.5e-4 ("What is Deep Learning?").
+- **gelu.** TEI's candle backend computes every `gelu` by its tanh form. openbei follows the model's config, as
+  transformers does. Of all-MiniLM-L6-v2's unit vector of "What is Deep Learning?" that moves a value by up to 1.5e-4.
 - **all-MiniLM-L6-v2 reads 256 tokens.** `tokenizer_config.json` says 512 and `tokenizer.json` has a cut at 128 built
   in; openbei follows `sentence_bert_config.json`, as sentence-transformers does.
 - **The end token.** The `tokenizer.json` of some Mistral models adds `<s>` but not the `</s>` whose state is the

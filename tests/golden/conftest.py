@@ -15,8 +15,12 @@ from openbei.weights.repo import locate
 from tests.golden.values import MINILM
 
 VARIABLE = "OPENBEI_REAL_MODELS"
-# Their repositories have had no modules.json, which says how to pool.
-POOLINGS = {"BAAI/bge-en-icl": "last-token", "BAAI/bge-multilingual-gemma2": "last-token"}
+# Their repositories have, or have had, no modules.json, which says how to pool.
+POOLINGS = {
+    "BAAI/bge-en-icl": "last-token",
+    "BAAI/bge-multilingual-gemma2": "last-token",
+    "answerdotai/ModernBERT-base": "mean",
+}
 
 
 def find(model: str) -> Path:
