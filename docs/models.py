@@ -17,12 +17,12 @@ from openbei.weights.labels import HeadFacts, read_labels
 from tests import families
 from tests.golden.values import MINILM, ROWS
 from tests.model.bugs import BUGS
-from tests.weights.test_seed_models import SEEDS
+from tests.seeds.rows import SEEDS
 
 Facts = dict[str, Any]
 
 FACTS: Facts = tomllib.loads((Path(__file__).parent / "models.toml").read_text(encoding="utf-8"))
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "16-bit": 2}
+POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last token", "last-token": "last token"}
 ROW_OF = {family.name: family for family in (*FAMILIES.values(), JINA, JINA_CODE)}
 UNSURE = " (?)"
 IDENTITY = ("model", "family", "parameters", "size")
@@ -35,11 +35,13 @@ openbei serves any model of the [families](#families) below; `bei info MODEL` sa
 refuses it. The {count} embedders, rerankers, classifiers and reward models listed first are the ones it is made for.
 Of each of them is checked, on every change:
 
-- the formulas: a tiny random model of its architecture against an independent implementation, to 1e-4 on the state of
-  every token and on labels ([families](#families));
-- the tensors: the names and shapes of its checkpoint at true size all have their place, and their sum is the published
-  number of parameters (`tests/weights/test_seed_models.py`);
-- its kind of tokenizer and template against the tokenizers library and transformers (`tests/engine/test_tokenizer.py`).
+- the whole way (`tests/seeds/test_seeds.py`): a tiny random model with the switches of its config.json, in a folder
+  laid out as the published one as far as that is known (names and number type of its tensors, kind of tokenizer,
+  prompts, modules), loaded and asked over HTTP, gives what transformers and its tokenizer give (of JinaBERT, the
+  equations), to 1e-4, and 1e-5 for vectors of length 1 and for scores;
+- the tensors (`tests/seeds/test_true_size.py`): the names and shapes of its checkpoint at true size all have their
+  place, and their sum is the published number of parameters;
+- the formulas of its [family](#families).
 
 `published` counts the values that others published of the real weights and that openbei is compared with, each with its
 source, in `tests/golden/values.py`. For all-MiniLM-L6-v2 they are compared on every change, because its weights come
@@ -117,9 +119,9 @@ def models_page() -> str:
     """Everything above -> docs/models.md."""
     _check_whole()
     models: list[Facts] = FACTS["model"]
-    embedders = [model for model in models if model["task"] == "embed"]
-    rerankers = [model for model in models if model["task"] == "rerank"]
-    others = [model for model in models if model["task"] not in ("embed", "rerank")]
+    embedders = [model for model in models if _seed(model).task == "embed"]
+    rerankers = [model for model in models if _seed(model).task == "rerank"]
+    others = [model for model in models if _seed(model).task not in ("embed", "rerank")]
     parts = [
         HEAD.format(count=len(models)),
         "\n## Embedders\n\n" + _embedders(embedders) + NORMALIZED + PROMPTS + "\n" + _prompts(embedders),
@@ -136,6 +138,7 @@ def _check_whole() -> None:
     rows, models = FACTS["family"], FACTS["model"]
     listed = {model["id"] for model in models}.union(*(row["others"] for row in rows))
     missing = {
+        "model": SEEDS.keys() - set(map(_key, models)),
         "family": ROW_OF.keys() - {row["row"] for row in rows},
         "tiny model": families.ALL.keys() - {tiny for row in rows for tiny in row["tiny"]},
         "model with published values": {row.model for row in ROWS} - listed,
@@ -151,8 +154,17 @@ def _embedders(models: Sequence[Facts]) -> str:
 
 
 def _embedder(model: Facts, spec: ModelSpec) -> list[str]:
-    normalized = {True: "yes", False: "no", None: "-"}[model.get("normalized")] + _mark(model, "normalized")
-    return [*_identity(model), f"{spec.width:,}", _tokens(model, spec), model["pooling"], normalized, *_terms(model)]
+    seed = _seed(model)
+    pooling = POOLINGS[seed.modules.pooling if seed.modules else seed.pooling]
+    middle = [f"{spec.width:,}", _tokens(model, spec), pooling, _normalized(model)]
+    return [*_identity(model), *middle, *_terms(model)]
+
+
+def _normalized(model: Facts) -> str:
+    modules = _seed(model).modules
+    if modules is None or "normalized" in model.get("unknown", ()):
+        return "-"
+    return ("yes" if modules.normalize else "no") + _mark(model, "normalized")
 
 
 def _prompts(models: Sequence[Facts]) -> str:
@@ -171,11 +183,11 @@ def _labelled(models: Sequence[Facts]) -> str:
 
 
 def _labels(model: Facts, spec: ModelSpec) -> list[str]:
-    config = _seed(model).config
-    num_labels = config.get("num_labels") or len(config.get("id2label") or [0])
-    scores = read_labels(config, num_labels, HeadFacts(False, ROW_OF[spec.family].decoder)).activation
+    seed = _seed(model)
+    num_labels = len(seed.config["id2label"])
+    scores = read_labels(seed.config, num_labels, HeadFacts(False, ROW_OF[spec.family].decoder)).activation
     labels = [f"{num_labels}{_mark(model, 'labels')}", scores + _mark(model, "labels")]
-    return [*_identity(model), model["task"], _tokens(model, spec), *labels, *_terms(model)]
+    return [*_identity(model), seed.task, _tokens(model, spec), *labels, *_terms(model)]
 
 
 def _families() -> str:
@@ -203,12 +215,13 @@ def _others() -> str:
     return _table(("family", "models"), rows)
 
 
+def _key(model: Facts) -> str:
+    """Its name in the tests."""
+    return str(model["id"]).partition("/")[2].removeprefix("example-")
+
+
 def _seed(model: Facts) -> Any:
-    """The true sizes of a model, which the tests keep under the last part of its name."""
-    found = [seed for names, seed in SEEDS.items() if any(model["id"].endswith(name) for name in names.split(", "))]
-    if len(found) != 1:
-        raise ValueError(f"test_seed_models.py has {len(found)} rows for {model['id']}; there must be one")
-    return found[0]
+    return SEEDS[_key(model)]
 
 
 def _spec(model: Facts) -> ModelSpec:
@@ -216,11 +229,13 @@ def _spec(model: Facts) -> ModelSpec:
 
 
 def _identity(model: Facts) -> list[str]:
+    seed = _seed(model)
     title = next(family["title"] for family in FACTS["family"] if model["tiny"] in family["tiny"])
-    parameters: int = _seed(model).parameters
-    size = _bytes(parameters * BYTES[model["stored"]])
-    size += f" {model['stored']}{_mark(model, 'stored')}"
-    return [_link(model["id"]), title, f"{parameters:,}{_mark(model, 'parameters')}", size]
+    dtype = seed.stored.dtype
+    known = "stored" not in model.get("unknown", ())
+    stored = str(dtype).removeprefix("torch.") if known else f"{8 * dtype.itemsize}-bit"
+    size = f"{_bytes(seed.parameters * dtype.itemsize)} {stored}{_mark(model, 'stored')}"
+    return [_link(model["id"]), title, f"{seed.parameters:,}{_mark(model, 'parameters')}", size]
 
 
 def _bytes(size: int) -> str:
