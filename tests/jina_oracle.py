@@ -23,7 +23,7 @@ EPS = 1e-12
 
 @dataclass
 class JinaConfig:
-    """Sizes of a JinaBERT; code: the variant with norms of q and k."""
+    """Sizes of a JinaBERT; code: the variant with norms of q and k. num_labels: 0 for no head."""
 
     vocab_size: int
     hidden_size: int
@@ -32,6 +32,7 @@ class JinaConfig:
     intermediate_size: int
     code: bool
     type_vocab_size: int = 2
+    num_labels: int = 0
 
 
 class JinaOracle:
@@ -70,17 +71,26 @@ class JinaOracle:
             "emb_pooler": "mean",
             "pad_token_id": 0,
         }
-        sizes = {key: value for key, value in vars(self.config).items() if key != "code"}
+        tensors = self.tensors
+        if self.config.num_labels:  # as jina-reranker-v1-tiny-en is published
+            config["architectures"] = ["JinaBertModel"]
+            tensors = {
+                name if name.startswith("classifier.") else f"bert.{name}": each for name, each in tensors.items()
+            }
+        sizes = {key: value for key, value in vars(self.config).items() if key not in ("code", "num_labels")}
         (folder / "config.json").write_text(json.dumps(config | sizes))
-        save_file(self.tensors, folder / "model.safetensors")
+        save_file(tensors, folder / "model.safetensors")
 
     def __call__(self, input_ids: Tensor, token_type_ids: Tensor) -> SimpleNamespace:
-        """ids and types (1, n) -> last_hidden_state (1, n, C)."""
+        """ids and types (1, n) -> last_hidden_state (1, n, C), and logits (1, L) of the head: BERT's, on token 0."""
         x = self._table("word_embeddings")[input_ids[0]] + self._table("token_type_embeddings")[token_type_ids[0]]
         x = self._norm(x, "embeddings.LayerNorm")
         for number in range(self.config.num_hidden_layers):
             x = self._layer(x, f"encoder.layer.{number}")
-        return SimpleNamespace(last_hidden_state=x.float()[None])
+        if not self.config.num_labels:
+            return SimpleNamespace(last_hidden_state=x.float()[None])
+        logits = self._linear(torch.tanh(self._linear(x[:1], "pooler.dense")), "classifier")
+        return SimpleNamespace(last_hidden_state=x.float()[None], logits=logits.float())
 
     def _layer(self, x: Tensor, at: str) -> Tensor:
         attended = self._attend(x, at)
@@ -145,6 +155,8 @@ def _shapes(config: JinaConfig) -> dict[str, tuple[int, ...]]:
         "pooler.dense.weight": (width, width),
         "pooler.dense.bias": (width,),
     }
+    if config.num_labels:
+        shapes |= {"classifier.weight": (config.num_labels, width), "classifier.bias": (config.num_labels,)}
     norms, linears = ["embeddings.LayerNorm"], {}
     for number in range(config.num_hidden_layers):
         at = f"encoder.layer.{number}"

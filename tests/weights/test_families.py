@@ -202,6 +202,16 @@ def test_gemma_scales_by_its_own_numbers() -> None:
         ({"hidden_act": "swiglu"}, "hidden_act 'swiglu'"),
         ({"num_key_value_heads": 3}, "3 key heads do not divide 4 heads"),
         ({"model_type": "mistral", "is_causal": False}, "sliding_window 4096 and no causal mask"),
+        (
+            {"model_type": "qwen3", "is_causal": False, "use_sliding_window": True, "max_window_layers": 0},
+            "sliding_window 4096 and no causal mask",
+        ),
+        (
+            {"model_type": "qwen2", "auto_map": QWEN_OF_GTE, "use_sliding_window": True, "max_window_layers": 2},
+            "sliding_window 4096 and no causal mask",
+        ),
+        ({"model_type": "gemma2", "is_causal": False}, "sliding_window 4096 and no causal mask"),
+        ({"model_type": "llama_bidirec", "is_causal": True}, "is_causal True"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention True"),
         ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types .*one a layer"),
         ({"model_type": "gemma2", "layer_types": ["chunked_attention"] * 4}, "layer_types"),
@@ -263,6 +273,7 @@ def test_modernbert_in_its_older_spelling() -> None:
         (GTE, "Alibaba-NLP/new-impl--modeling.NewModel"),
         (GTE, "modeling.NewModel"),
         (GTE | {"model_type": "gte"}, "modeling_hf_alibaba_nlp_gte.GteModel"),
+        (LLAMA | {"model_type": "llama_bidirec"}, "llama_bidirectional_model.LlamaBidirectionalModel"),
         (NOMIC, "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"),
     ],
 )
@@ -295,9 +306,43 @@ def test_a_head_needs_both_its_architecture_and_its_tensors() -> None:
 
 
 def test_a_head_that_is_not_known_is_refused_by_name() -> None:
-    config = {**LLAMA, "architectures": ["LlamaForTokenClassification"]}
-    with pytest.raises(UnsupportedModel, match="LlamaForTokenClassification is not supported for llama models"):
-        read_config(config, ("score.weight",))
+    for model_type, name in (
+        ("gemma3_text", "Gemma3TextForTokenClassification"),
+        ("llama_bidirec", "MyForTokenClassification"),
+    ):
+        config = {**LLAMA, "model_type": model_type, "architectures": [name]}
+        with pytest.raises(UnsupportedModel, match=f"{name} is not supported for"):
+            read_config(config, ("score.weight",))
     config = {**MODERN, "architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "max"}
     with pytest.raises(UnsupportedModel, match="classifier_pooling 'max'; supported: cls, mean"):
         read_config(config, ("classifier.weight",))
+
+
+def test_a_bidirectional_llama_pools_as_its_config_says() -> None:
+    """NVIDIA's head reads the mean of the states, and not the last of them."""
+    config = {
+        **LLAMA,
+        "model_type": "llama_bidirec",
+        "architectures": ["LlamaBidirectionalForSequenceClassification"],
+        "auto_map": {
+            "AutoModelForSequenceClassification": (
+                "llama_bidirectional_model.LlamaBidirectionalForSequenceClassification"
+            )
+        },
+    }
+    for said, pooling in (({}, "mean"), ({"pooling": "avg"}, "mean"), ({"pooling": "last"}, "last_token")):
+        spec, family = read_config(config | said, ("score.weight",))
+        assert family.head is not None
+        assert (spec.causal, family.head.pooling) == (False, pooling)
+    with pytest.raises(UnsupportedModel, match="pooling 'weighted_avg'; supported: avg, cls, last"):
+        read_config(config | {"pooling": "weighted_avg"}, ("score.weight",))
+    with pytest.raises(UnsupportedModel, match=r"temperature 0\.5"):
+        read_config(config | {"temperature": 0.5}, ("score.weight",))
+
+
+def test_a_jina_reranker_names_no_head_and_has_one() -> None:
+    config = {**BERT, "position_embedding_type": "alibi", "architectures": ["JinaBertModel"]}
+    head = read_config(config, CLASSIFIER)[1].head
+    assert head is not None
+    assert [part.linear for part in head.parts] == ["pooler.dense", "classifier"]
+    assert read_config(config, ("pooler.dense.weight",))[1].head is None

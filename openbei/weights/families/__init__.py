@@ -75,10 +75,9 @@ def _head(config: Config, family: Family, tensors: Collection[str]) -> HeadRow |
     if not any(name.startswith(_HEAD_TENSORS) for name in tensors):
         return None
     for architecture in config.get("architectures") or ():
-        for ending in _CLASSIFICATION:
-            if not architecture.endswith(ending):
-                continue
-            if ending not in family.heads:
-                raise UnsupportedModel(f"architecture {architecture} is not supported for {family.name} models")
-            return family.heads[ending](config)
+        for ending, make in family.heads.items():
+            if architecture.endswith(ending):
+                return make(config)
+        if architecture.endswith(_CLASSIFICATION):
+            raise UnsupportedModel(f"architecture {architecture} is not supported for {family.name} models")
     return None

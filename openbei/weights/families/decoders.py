@@ -8,7 +8,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from openbei.errors import UnsupportedModel
-from openbei.weights.families.heads import SEQUENCE, score_head
+from openbei.weights.families.heads import SEQUENCE, TOKEN, bidirectional_llama_head, score_head, score_token_head
 from openbei.weights.families.rope import FULL, LOCAL, RopeKeys, read_rope
 from openbei.weights.families.row import Config, Family, Values, integer, real
 
@@ -126,7 +126,16 @@ LLAMA = Family(
     ignored=("lm_head.*", "*rotary_emb.inv_freq", "*original_inv_freq"),
     exact={"quantization_config": None, "is_decoder": False, "add_cross_attention": False},
     decoder=True,
-    heads={SEQUENCE: score_head},
+    heads={SEQUENCE: score_head, TOKEN: score_token_head},
+)
+
+# NVIDIA's llama-nemotron-embed and -rerank. Its code (llama_bidirectional_model.py) never masks, and pools by config.
+BIDIRECTIONAL_LLAMA = replace(
+    LLAMA,
+    name="llama_bidirec",
+    exact={**LLAMA.exact, "is_causal": False},
+    code=("*.LlamaBidirectionalModel", "*.LlamaBidirectionalForSequenceClassification"),
+    heads={SEQUENCE: bidirectional_llama_head},
 )
 
 MISTRAL = replace(
@@ -181,11 +190,12 @@ GEMMA3 = replace(
     derive=_gemma3,
     names={**GEMMA2.names, "q_norm": QWEN3.names["q_norm"], "k_norm": QWEN3.names["k_norm"]},
     exact=LLAMA.exact,
+    heads={SEQUENCE: score_head},
 )
 
 DECODERS: dict[str, Family] = {
     "llama": LLAMA,
-    "llama_bidirec": replace(LLAMA, code=("*LlamaBidirectional*",)),
+    "llama_bidirec": BIDIRECTIONAL_LLAMA,
     "mistral": MISTRAL,
     "qwen2": QWEN2,
     "qwen3": QWEN3,

@@ -129,7 +129,8 @@ JINA = replace(
     biases={"gate": False, "up": False},
     exact={**BERT.exact, "position_embedding_type": "alibi", "feed_forward_type": "geglu"},
     code=("*modeling_bert.JinaBert*",),
-    heads={},
+    # jina-reranker-v1-tiny-en and -turbo-en hold a head's tensors and name the model without one.
+    heads={SEQUENCE: pooler_head, TOKEN: token_head, "JinaBertModel": pooler_head},
 )
 
 JINA_CODE = replace(

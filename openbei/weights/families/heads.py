@@ -6,9 +6,11 @@ Sources: the ForSequenceClassification and ForTokenClassification classes of tra
 from dataclasses import replace
 
 from openbei.errors import UnsupportedModel
+from openbei.model.spec import Pooling
 from openbei.weights.families.row import Config, HeadPart, HeadRow, activation
 
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
+_LLAMA_POOLINGS: dict[str, Pooling] = {"avg": "mean", "cls": "cls", "last": "last_token"}
 
 
 def pooler_head(config: Config) -> HeadRow:
@@ -58,3 +60,22 @@ def score_head(config: Config) -> HeadRow:
     pad id (a pad id that is also the end of a turn): there transformers scores the token before.
     """
     return HeadRow((HeadPart("score", bias=False),), pooling="last_token")
+
+
+def score_token_head(config: Config) -> HeadRow:
+    """The decoders' matrix on every token, with a bias unless the config says otherwise."""
+    bias = config.get("token_classification_bias", True)
+    return HeadRow((HeadPart("score", bias=bool(bias)),), per_token=True)
+
+
+def bidirectional_llama_head(config: Config) -> HeadRow:
+    """NVIDIA's: one matrix, on the mean of the states unless the config names another of them.
+
+    Source: NVIDIA-NeMo/Automodel, nemo_automodel/components/models/llama_bidirectional/model.py.
+    """
+    pooling, temperature = config.get("pooling", "avg"), config.get("temperature", 1.0)
+    if pooling not in _LLAMA_POOLINGS:
+        raise UnsupportedModel(f"config.json has pooling {pooling!r}; supported: {', '.join(_LLAMA_POOLINGS)}")
+    if temperature != 1.0:
+        raise UnsupportedModel(f"config.json has temperature {temperature!r}; supported: 1.0")
+    return HeadRow((HeadPart("score", bias=False),), _LLAMA_POOLINGS[pooling])

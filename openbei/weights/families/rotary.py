@@ -124,7 +124,8 @@ GTE = Family(
         "pack_qkv": True,
         "quantization_config": None,
     },
-    code=("*modeling.New*", "*.GteModel"),
+    # Alibaba-NLP/new-impl, and the copy of it under other names that Snowflake/snowflake-arctic-embed-m-v2.0 brings.
+    code=("*modeling.New*", "*modeling_hf_alibaba_nlp_gte.Gte*"),
     heads={SEQUENCE: pooler_head, TOKEN: token_head},
 )
 

@@ -62,7 +62,7 @@ class Family:
     exact: config keys that may be absent or null, but must otherwise have this value.
     code: fnmatch patterns of the classes of a repository's own code (auto_map) that the row computes exactly.
     norm_offset: added to the weight of every norm (Gemma's 1). first_norm: layer 0 has an attention_norm.
-    decoder: its one label is a reward and no relevance.
+    decoder: its one label is a reward and no relevance, unless the model's files make it a scorer of pairs.
     heads: end of an architecture's name -> config to HeadRow; head: the one this checkpoint has.
     """
 
