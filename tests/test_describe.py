@@ -33,7 +33,7 @@ def test_positions_and_attention(family: str, position_kind: str, attention: str
         ("bert", "Sequence", 1, "rerank", "sigmoid"),
         ("roberta", "Sequence", 3, "classify", "softmax"),
         ("distilbert", "Token", 3, "classify tokens", "softmax"),
-        ("llama", "Sequence", 1, "classify", "identity"),
+        ("llama", "Sequence", 1, "classify", "sigmoid"),
     ],
 )
 def test_labels(family: str, kind: str, num_labels: int, task: str, scores: str, tmp_path: Path) -> None:

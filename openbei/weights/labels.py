@@ -1,7 +1,7 @@
 """config.json -> Labels: the names of a head's outputs, and what turns them into scores. Never touches weights.
 
 The rules of scores are those of sentence-transformers' CrossEncoder (a declared activation wins) and of transformers'
-text-classification pipeline (problem_type). A decoder with one label is a reward model: its number is the score.
+text-classification pipeline (problem_type; sigmoid of one label).
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,17 @@ _TORCH: dict[str, Score] = {"Sigmoid": "sigmoid", "Identity": "identity", "Softm
 
 @dataclass(frozen=True, slots=True)
 class HeadFacts:
-    """What config.json does not say of a head. declared: activation_fn of config_sentence_transformers.json."""
+    """What config.json does not say of a head.
+
+    declared: activation_fn of config_sentence_transformers.json. scores_pairs: the files make a decoder a scorer of
+    pairs. verdict: its one logit is that of yes less that of no, whose sigmoid is the probability of yes of the two.
+    """
 
     per_token: bool
     decoder: bool
     declared: Any = None
+    scores_pairs: bool = False
+    verdict: bool = False
 
 
 def read_labels(config: Mapping[str, Any], num_labels: int, facts: HeadFacts) -> Labels:
@@ -33,7 +39,7 @@ def read_labels(config: Mapping[str, Any], num_labels: int, facts: HeadFacts) ->
         names=_names(config.get("id2label"), num_labels),
         activation=_activation(config, num_labels, facts),
         per_token=facts.per_token,
-        reranker=num_labels == 1 and not facts.decoder and not facts.per_token,
+        reranker=num_labels == 1 and not facts.per_token and (facts.scores_pairs or not facts.decoder),
     )
 
 
@@ -53,6 +59,8 @@ def _names(id2label: Any, num_labels: int) -> tuple[str, ...]:
 def _activation(config: Mapping[str, Any], num_labels: int, facts: HeadFacts) -> Score:
     if facts.per_token:
         return "softmax"
+    if facts.verdict:
+        return "sigmoid"
     declared = (
         facts.declared,
         (config.get("sentence_transformers") or {}).get("activation_fn"),
@@ -62,7 +70,7 @@ def _activation(config: Mapping[str, Any], num_labels: int, facts: HeadFacts) ->
         if name is not None and str(name).startswith("torch."):  # the library trusts no other
             return _torch(str(name))
     if num_labels == 1:
-        return "identity" if facts.decoder else "sigmoid"
+        return "sigmoid"
     by_problem: dict[Any, Score] = {"multi_label_classification": "sigmoid", "regression": "identity"}
     return by_problem.get(config.get("problem_type"), "softmax")
 

@@ -36,6 +36,15 @@ CHATS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The judges are too small for two: beside an engine's threads they would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def of(task: str) -> list[str]:
     return [name for name, seed in SEEDS.items() if seed.task == task]
 
@@ -126,20 +135,21 @@ def test_classify(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", of("reward"))
 def test_reward(name: str, tmp_path: Path) -> None:
-    """Messages, the same chats as text, and texts that are none; a reward is the raw number, asked for or not."""
+    """Messages, the same chats as text, and texts that are none; a reward is the raw number, and else its sigmoid."""
     with served(name, tmp_path) as (wire, judge, engine):
         chats = [judge.chat_logits(chat) for chat in CHATS]
         ready = [judge.tokenizer.apply_chat_template(chat, tokenize=False) for chat in CHATS]
-        for options in ({}, {"raw_scores": True}):
-            body = wire.post("/predict", {"inputs": [*CHATS, *([text] for text in (*TEXTS, *ready))], **options}).json()
+        inputs = [*CHATS, *([text] for text in (*TEXTS, *ready))]
+        want = np.array([*chats, *(judge.logits(text) for text in TEXTS), *(read(judge, each) for each in ready)])
+        for options, scored in (({}, 1 / (1 + np.exp(-want))), ({"raw_scores": True}, want)):
+            body = wire.post("/predict", {"inputs": inputs, **options}).json()
             assert {one["label"] for answer in body for one in answer} == {"LABEL_0"}
             scores = np.array([[one["score"] for one in answer] for answer in body])
-            close(
-                scores, [*chats, *(judge.logits(text) for text in TEXTS), *(read(judge, each) for each in ready)], 1e-4
-            )
-        close([one["score"] for one in wire.post("/", {"inputs": CHATS[0]}).json()], chats[0], 1e-4)
-        close(engine.classify(CHATS), chats, 1e-4)
-        close(engine.classify(CHATS[1]), chats[1:], 1e-4)
+            close(scores, scored, 1e-4)
+        body = wire.post("/", {"inputs": CHATS[0], "raw_scores": True}).json()
+        close([one["score"] for one in body], chats[0], 1e-4)
+        close(engine.classify(CHATS, raw_scores=True), chats, 1e-4)
+        close(engine.classify(CHATS[1], raw_scores=True), chats[1:], 1e-4)
 
 
 def read(judge: Judge, ready: str) -> Any:

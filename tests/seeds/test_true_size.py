@@ -70,7 +70,7 @@ def test_the_switches_that_are_easily_missed() -> None:
         ("gte-multilingual-reranker-base", 1, False, "sigmoid"),
         ("roberta-base-go_emotions", 28, False, "sigmoid"),
         ("xlm-roberta-base-language-detection", 20, False, "softmax"),
-        ("Skywork-Reward-Llama-3.1-8B-v0.2", 1, True, "identity"),
+        ("Skywork-Reward-Llama-3.1-8B-v0.2", 1, True, "sigmoid"),
         ("Meta-Llama-3-70B-InstructForSequenceClassification", 2, True, "softmax"),
     ],
 )

@@ -12,6 +12,8 @@ from tests import families
 
 ENCODER, DECODER, TOKEN = HeadFacts(False, False), HeadFacts(False, True), HeadFacts(True, False)
 SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
+PAIRS = HeadFacts(False, True, scores_pairs=True)
+VERDICT = HeadFacts(False, True, IDENTITY, scores_pairs=True, verdict=True)
 
 
 def test_names_go_by_number() -> None:
@@ -39,7 +41,13 @@ def test_names_that_do_not_fit_are_refused(id2label: Any, said: str) -> None:
     [
         ({}, 1, ENCODER, "sigmoid", True),
         ({"problem_type": "regression"}, 1, ENCODER, "sigmoid", True),
-        ({}, 1, DECODER, "identity", False),
+        ({}, 1, DECODER, "sigmoid", False),
+        ({"problem_type": "regression"}, 1, DECODER, "sigmoid", False),
+        ({"sbert_ce_default_activation_function": IDENTITY}, 1, DECODER, "identity", False),
+        ({}, 1, PAIRS, "sigmoid", True),
+        ({"sbert_ce_default_activation_function": IDENTITY}, 1, PAIRS, "identity", True),
+        ({"sbert_ce_default_activation_function": IDENTITY}, 1, VERDICT, "sigmoid", True),
+        ({}, 2, PAIRS, "softmax", False),
         ({}, 3, ENCODER, "softmax", False),
         ({}, 2, DECODER, "softmax", False),
         ({"problem_type": "single_label_classification"}, 3, ENCODER, "softmax", False),
