@@ -51,7 +51,8 @@ def check_input(item: Input, request: Request, info: EngineInfo) -> None:
         raise InvalidInput(f"{request.task} takes no messages: only classify does")
     if by_token and not isinstance(item, str):
         raise InvalidInput("classify_tokens takes texts, not pairs or token ids")
-    if request.options.prompt_name is not None and (by_token or isinstance(item, Pair | Chat)):
+    takes_none = by_token or isinstance(item, Chat) or (isinstance(item, Pair) and not info.takes_instruction)
+    if request.options.prompt_name is not None and takes_none:
         raise UnknownPrompt("a pair of texts or a chat takes no prompt_name, and neither does classify_tokens")
     if not isinstance(item, str | Pair | Chat) and max(item) >= info.vocab_size:
         raise InvalidInput(f"token id {max(item)} >= vocabulary size {info.vocab_size}")

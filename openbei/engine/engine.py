@@ -66,7 +66,7 @@ class Engine(LocalCalls):
         self._tokenizer = Tokenizer(text)
         self._spec, self._labels = checkpoint.model.spec, checkpoint.labels
         check_vocabulary(self._tokenizer.vocab_size, self._spec.vocab_size)
-        self._prompt = default_prompt(text.prompts, config, kind_of(self._labels))
+        self._prompt = default_prompt(text, config, kind_of(self._labels))
         self._make_executor = make_executor
         self._executor = make_executor()
         self.info = describe(checkpoint, text, config, self._executor.device)

@@ -59,10 +59,15 @@ class LocalCalls(ABC):
         """Texts -> of each the last hidden state of every token, float32 (n, C), specials and prompt included."""
         return [rows for part in self._chunks(texts, "embed_tokens", Options(**options)) for rows in part]
 
-    def rerank(self, query: str, texts: Sequence[str], raw_scores: bool = False) -> Floats:
-        """How well each text answers the query: float32 (N,), in the order of texts. Raises WrongTask, RequestError."""
+    def rerank(
+        self, query: str, texts: Sequence[str], raw_scores: bool = False, prompt_name: str | None = None
+    ) -> Floats:
+        """How well each text answers the query: float32 (N,), in the order of texts. Raises WrongTask, RequestError.
+
+        prompt_name: the instruction, of models that take one.
+        """
         pairs = [Pair(query, text) for text in texts]
-        parts = list(self._chunks(pairs, "rerank", Options(raw_scores=raw_scores)))
+        parts = list(self._chunks(pairs, "rerank", Options(raw_scores=raw_scores, prompt_name=prompt_name)))
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
     def classify(

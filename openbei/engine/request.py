@@ -134,7 +134,7 @@ class EngineInfo:
     """What an engine serves, for /info, /v1/models and the start banner.
 
     dtype: float32 or bfloat16, as computed. device: such as "cpu, 2 streams on 2 cores". prompts: the model's own list.
-    labels: names of what a model with a head tells apart.
+    labels: names of what a model with a head tells apart. takes_instruction: a prompt says how to judge a pair.
     """
 
     model_id: str
@@ -151,6 +151,7 @@ class EngineInfo:
     prompts: dict[str, str]
     kind: Kind = "embedding"
     labels: tuple[str, ...] = ()
+    takes_instruction: bool = False
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -5,7 +5,6 @@ Owns which of a flag and a model's file wins; never touches requests or threads.
 
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 
 from openbei.config import EngineConfig
@@ -34,6 +33,7 @@ def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, devic
         prompts=text.prompts,
         kind=kind_of(checkpoint.labels),
         labels=checkpoint.labels.names if checkpoint.labels else (),
+        takes_instruction=text.pair_template is not None,
     )
 
 
@@ -56,12 +56,16 @@ def limited(text: TextSpec, config: EngineConfig) -> TextSpec:
     return replace(text, max_length=limit)
 
 
-def default_prompt(prompts: Mapping[str, str], config: EngineConfig, kind: Kind) -> str | None:
-    """The text put before every input that names no prompt of its own, if any. Raises ConfigError."""
-    name = config.default_prompt_name
+def default_prompt(text: TextSpec, config: EngineConfig, kind: Kind) -> str | None:
+    """The text put before every input that names no prompt of its own, if any; where a template makes one text of a
+    pair, the instruction in it. Raises ConfigError.
+    """
+    name, prompts = config.default_prompt_name, text.prompts
     if name is not None and name not in prompts:
         raise ConfigError(f"default_prompt_name {name!r} is not a prompt of this model; it has {sorted(prompts)}")
     prompt = config.default_prompt if name is None else prompts[name]
-    if prompt is not None and kind != "embedding":
+    if prompt is not None and text.pair_template is not None:
+        log.info("the default prompt is the instruction by which pairs are judged")
+    elif prompt is not None and kind != "embedding":
         log.warning("the default prompt is put before single texts only; pairs, and texts to tag by token, take none")
     return prompt

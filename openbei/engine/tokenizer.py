@@ -15,6 +15,7 @@ from tokenizers.normalizers import BertNormalizer, Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from openbei.engine.chat import Rendered, render_whole
+from openbei.engine.pairs import PROBES, PairTexts, joined, num_shared
 from openbei.engine.request import Chat, Direction, Input, Pair
 from openbei.errors import InvalidInput, ModelError, TokenizerFailed, TooLong
 from openbei.weights.checkpoint import Edge, TextSpec
@@ -47,10 +48,11 @@ class Encoded(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """What an Encoded shall hold beside its ids."""
+    """What an Encoded shall hold beside its ids. ends: tokens at both its ends that no cut takes away."""
 
     types: bool
     offsets: bool
+    ends: tuple[int, int] = (0, 0)
 
 
 class Tokenizer:
@@ -79,6 +81,8 @@ class Tokenizer:
         self._has_types = any(self._library.encode("a").type_ids)
         bos = text.special_tokens.get("bos_token")
         self._bos = bos if text.chat_template and bos in _around(self._library)[0] else None
+        self._pairs = None if text.pair_template is None else PairTexts(text.pair_template, text.special_tokens)
+        self._pair_ends: dict[str | None, tuple[int, int]] = {}  # by instruction
 
     def encode(
         self, inputs: Sequence[Input], truncation: Truncation, prompt: str | None = None, with_offsets: bool = False
@@ -88,19 +92,21 @@ class Tokenizer:
         A text gets the prompt in front and the model's special tokens around it, a pair only the special tokens. A
         chat becomes what the model's template makes of it, and gets neither; so does any text that begins with the
         BOS token, if the model has a chat template. An id list is taken as it is, unless a prompt is in force: then
-        it is decoded first. Raises TooLong (with truncation off), TokenizerFailed, InvalidInput.
+        it is decoded first. Where a template makes one text of a pair, the prompt is the instruction in it, and a
+        single text gets none; a cut then spares what the template adds. Raises TooLong (with truncation off),
+        TokenizerFailed, InvalidInput.
         """
         texts = {
             index: self._text(index, item, truncation, prompt)
             for index, item in enumerate(inputs)
-            if isinstance(item, str | Pair | Chat) or prompt
+            if isinstance(item, str | Pair | Chat) or (prompt and self._pairs is None)
         }
         encodings: dict[int, tokenizers.Encoding] = {}
         for complete in (False, True):
             chosen = {i: text for i, text in texts.items() if self._is_complete(text) is complete}
             encodings.update(zip(chosen, self._run(list(chosen.values()), complete, with_offsets), strict=True))
         return [
-            self._encoded(i, encodings[i], truncation, _Asked(self._has_types or isinstance(item, Pair), with_offsets))
+            self._encoded(i, encodings[i], truncation, self._asked(item, prompt, with_offsets))
             if i in encodings
             else Encoded(self._cut_ids(i, list(item), truncation))  # type: ignore[arg-type]
             for i, item in enumerate(inputs)
@@ -112,13 +118,16 @@ class Tokenizer:
 
     def _text(self, index: int, item: Input, truncation: Truncation, prompt: str | None) -> Text:
         if isinstance(item, Pair):
-            return self._shortened(index, item.first, truncation), self._shortened(index, item.second, truncation)
+            first, second = (self._shortened(index, side, truncation) for side in item)
+            if self._pairs is None:
+                return first, second
+            return joined(first, second) if self._pairs.is_rendered(first) else self._pairs.text(first, second, prompt)
         if isinstance(item, Chat):
             item = self._rendered(index, item)
         if isinstance(item, Rendered):
             return Rendered(self._shortened(index, item, truncation))
         text = item if isinstance(item, str) else self._library.decode(list(item))
-        return self._shortened(index, (prompt or "") + text, truncation)
+        return self._shortened(index, text if self._pairs else (prompt or "") + text, truncation)
 
     def _rendered(self, index: int, chat: Chat) -> Rendered:
         if self._chat_template is None:
@@ -151,6 +160,20 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise TokenizerFailed(f"tokenizer failed: {error}") from error
 
+    def _asked(self, item: Input, prompt: str | None, with_offsets: bool) -> _Asked:
+        if not isinstance(item, Pair):
+            return _Asked(self._has_types, with_offsets)
+        return _Asked(True, with_offsets) if self._pairs is None else _Asked(False, with_offsets, self._ends(prompt))
+
+    def _ends(self, instruction: str | None) -> tuple[int, int]:
+        """Tokens before and after a pair that come from its template: what the ids of unlike pairs share."""
+        if instruction not in self._pair_ends:
+            assert self._pairs is not None
+            texts: list[Text] = [self._pairs.text(probe, probe, instruction) for probe in PROBES]
+            ids = [one.ids for one in self._run(texts, isinstance(texts[0], Rendered), with_offsets=False)]
+            self._pair_ends[instruction] = num_shared(ids), num_shared([row[::-1] for row in ids])
+        return self._pair_ends[instruction]
+
     def _encoded(self, index: int, encoding: tokenizers.Encoding, truncation: Truncation, asked: _Asked) -> Encoded:
         rows = (
             encoding.ids,
@@ -161,7 +184,9 @@ class Tokenizer:
         if len(rows[0]) <= self.max_length:
             return Encoded(*rows)
         self._refuse_long(index, len(rows[0]), truncation)
-        kept = self._kept(index, encoding.sequence_ids, truncation.direction)
+        head, tail = asked.ends
+        sides = [None] * head + encoding.sequence_ids[head : len(rows[0]) - tail] + [None] * tail
+        kept = self._kept(index, sides, truncation.direction)
         return Encoded(*(row and [row[i] for i in kept] for row in rows))  # type: ignore[arg-type]
 
     def _kept(self, index: int, sides: Sequence[int | None], direction: Direction) -> list[int]:

@@ -34,6 +34,23 @@ class AddedToken:
 
 
 @dataclass(frozen=True, slots=True)
+class PairTemplate:
+    """How a query and a document become the one text that a language model reads.
+
+    source: Jinja, given a message of role query and one of role document, after one of role system that holds the
+    instruction, if there is one. instruction: the model's own; None leaves it to the template.
+    complete: the text has its special tokens already. structured: a message's content is a list of parts.
+    generation_prompt: the template is told to open the answer.
+    """
+
+    source: str
+    instruction: str | None = None
+    complete: bool = True
+    structured: bool = False
+    generation_prompt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TextSpec:
     """How text becomes tokens: tokenizer.json, the most tokens with specials, prompts by name, lower-casing.
 
@@ -41,6 +58,7 @@ class TextSpec:
     special_tokens: by role, such as {"eos_token": "</s>"}. chat_template: Jinja, of models that score chats.
     bert_normalizer: settings of a BertNormalizer, by the tokenizers library's names, that win over tokenizer.json.
     split_special_tokens: special tokens that occur in a text are read as its letters.
+    pair_template: of language models that rerank; None where the tokenizer itself joins the two texts.
     """
 
     tokenizer_file: Path
@@ -54,6 +72,7 @@ class TextSpec:
     chat_template: str | None = None
     bert_normalizer: dict[str, bool | None] = field(default_factory=dict)
     split_special_tokens: bool = False
+    pair_template: PairTemplate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +80,8 @@ class Labels:
     """What a head's outputs mean. names: one a label, in the order of the logits.
 
     activation: turns logits into scores, unless raw scores are asked for. per_token: labels every token.
-    reranker: one label of an encoder; a decoder's one label is a reward, and not a relevance.
+    reranker: one label, of an encoder or of a decoder whose files make it a scorer of pairs; the one label of any other
+    decoder is a reward.
     """
 
     names: tuple[str, ...]

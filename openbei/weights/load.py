@@ -3,19 +3,21 @@
 Owns the order of the steps and the checks between them; never touches requests.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openbei.errors import UnsupportedModel, WeightsError
 from openbei.model.spec import Dense, Model, Pooling
-from openbei.weights.checkpoint import Checkpoint
+from openbei.weights.checkpoint import Checkpoint, TextSpec
 from openbei.weights.families import Family, read_config
+from openbei.weights.families.causal import as_classifier
 from openbei.weights.files import read_object
 from openbei.weights.fill import Taker, fill
 from openbei.weights.labels import HeadFacts, read_labels
 from openbei.weights.modules import DenseModule, Modules, check_classifier, read_modules, read_outline, read_text
 from openbei.weights.repo import HubOptions, locate
 from openbei.weights.tensors import read_tensors
+from openbei.weights.verdict import Verdict, read_pair_template, read_verdict, score_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +43,22 @@ def load(model: str | None = None, options: LoadOptions | None = None) -> Checkp
     _refuse_adapter(body)
     config = read_object(body / "config.json")
     tensors = read_tensors(body)
+    embeds = outline.pools or options.pooling is not None
+    verdict = None if embeds else read_verdict(source, config, outline, tensors)
+    if verdict is not None:
+        tensors |= score_row(verdict, config, tensors)
+        config = as_classifier(config)
     spec, family = read_config(config, tensors, with_head=not outline.pools)
     modules = _modules(source.folder, family, options.pooling)
     text = read_text(source.folder, body, spec.max_length)
+    if family.head is not None and not family.head.per_token:
+        text = replace(text, pair_template=read_pair_template(source, config, outline))
     dense = _read_dense(source.folder, modules.dense, spec.width)
     weights, head = fill(spec, family, tensors)
     network = Model(spec, weights, modules.pooling, dense, modules.normalize, head)
-    labels = None if head is None else read_labels(config, network.num_labels, _head_facts(source.folder, family))
+    labels = None
+    if head is not None:
+        labels = read_labels(config, network.num_labels, _head_facts(source.folder, family, verdict, text))
     return Checkpoint(source.model_id, source.revision, source.folder, network, text, labels)
 
 
@@ -59,10 +70,12 @@ def _modules(folder: Path, family: Family, pooling: Pooling | None) -> Modules:
     return Modules("", family.head.pooling)
 
 
-def _head_facts(folder: Path, family: Family) -> HeadFacts:
+def _head_facts(folder: Path, family: Family, verdict: Verdict | None, text: TextSpec) -> HeadFacts:
     assert family.head is not None
-    declared = read_object(folder / "config_sentence_transformers.json", optional=True).get("activation_fn")
-    return HeadFacts(family.head.per_token, family.decoder, declared)
+    declared = read_object(folder / "config_sentence_transformers.json", optional=True)
+    scores_pairs = verdict is not None or text.pair_template is not None or declared.get("model_type") == "CrossEncoder"
+    both = verdict is not None and verdict.no is not None
+    return HeadFacts(family.head.per_token, family.decoder, declared.get("activation_fn"), scores_pairs, both)
 
 
 def _refuse_adapter(body: Path) -> None:

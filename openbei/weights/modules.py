@@ -53,6 +53,7 @@ _TEXT_CONFIGS = tuple(
 # What a Transformer module may say of its output, before pooling and in a CrossEncoder; else it gives another tensor.
 _STATES: dict[str, Any] = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
 _SCORES: dict[str, Any] = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
+_LOGITS: dict[str, Any] = {"transformer_task": "text-generation", "module_output_name": "causal_logits"}
 _NO_LIMIT = 1_000_000
 
 
@@ -78,10 +79,15 @@ class Modules:
 
 
 class Outline(NamedTuple):
-    """modules.json at a glance. transformer: folder of the network, "" for the root. pools: it has a Pooling module."""
+    """modules.json at a glance. transformer: folder of the network, "" for the root. pools: it has a Pooling module.
+
+    logit_score: folder of its LogitScore module, if any. given: there is a modules.json.
+    """
 
     transformer: str
     pools: bool
+    logit_score: str | None = None
+    given: bool = False
 
 
 def read_modules(folder: Path, pooling: Pooling | None = None) -> Modules:
@@ -100,6 +106,8 @@ def read_modules(folder: Path, pooling: Pooling | None = None) -> Modules:
     num_dense = kinds.count("Dense")
     _check_order(kinds, num_dense)
     _check_output(folder / paths[0], _STATES, "last_hidden_state")
+    if "message" in (text_config(folder / paths[0]).get("modality_config") or {}):
+        raise UnsupportedModel("sentence_bert_config.json embeds every text as a chat message, which is not supported")
     normalize = kinds[-1] == "Normalize"
     if normalize:
         _check_keys(folder / paths[-1])
@@ -116,9 +124,11 @@ def check_classifier(folder: Path) -> None:
     if not (folder / "modules.json").exists():
         return
     kinds, paths = _entries(folder / "modules.json")
-    if kinds != ["Transformer"]:
-        raise UnsupportedModel(f"modules.json orders {', '.join(kinds)} for a classifier; supported: Transformer")
-    _check_output(folder / paths[0], _SCORES, "logits")
+    if kinds not in (["Transformer"], ["Transformer", "LogitScore"]):
+        raise UnsupportedModel(
+            f"modules.json orders {', '.join(kinds)} for a classifier; supported: Transformer, and LogitScore or none"
+        )
+    _check_output(folder / paths[0], _SCORES if len(kinds) == 1 else _LOGITS, "logits")
 
 
 def read_outline(folder: Path) -> Outline:
@@ -126,7 +136,8 @@ def read_outline(folder: Path) -> Outline:
     if not (folder / "modules.json").exists():
         return Outline("", False)
     kinds, paths = _entries(folder / "modules.json")
-    return Outline(paths[0] if paths else "", "Pooling" in kinds)
+    logit_score = paths[kinds.index("LogitScore")] if "LogitScore" in kinds else None
+    return Outline(paths[0] if paths else "", "Pooling" in kinds, logit_score, True)
 
 
 def read_text(folder: Path, body: Path, limit: int) -> TextSpec:
@@ -136,7 +147,7 @@ def read_text(folder: Path, body: Path, limit: int) -> TextSpec:
     tokenizer_config.json, else limit, and never more than limit.
     """
     file = tokenizer_file(body)
-    config, tokenizer = _text_config(body), read_object(body / "tokenizer_config.json", optional=True)
+    config, tokenizer = text_config(body), read_object(body / "tokenizer_config.json", optional=True)
     refuse_own_code(tokenizer)
     tokens = special_tokens(body, tokenizer)
     first, last = edges(tokenizer, tokens, read_object(body / "config.json", optional=True))
@@ -235,7 +246,8 @@ def _check_keys(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _text_config(body: Path) -> dict[str, Any]:
+def text_config(body: Path) -> dict[str, Any]:
+    """The folder of a network -> what sentence-transformers' Transformer module says of itself, {} if nothing."""
     for name in _TEXT_CONFIGS:
         if config := read_object(body / name, optional=True):
             return config
@@ -243,7 +255,7 @@ def _text_config(body: Path) -> dict[str, Any]:
 
 
 def _check_output(body: Path, wanted: Mapping[str, Any], output: str) -> None:
-    config = _text_config(body)
+    config = text_config(body)
     for key, value in {**wanted, "query_expansion": None}.items():
         if config.get(key, value) != value:
             raise UnsupportedModel(f"sentence_bert_config.json has {key} {config[key]!r}; supported: {value!r}")

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from openbei.engine.request import Pair
+from openbei.engine.tokenizer import Tokenizer as BeiTokenizer
+from openbei.engine.tokenizer import Truncation
 from openbei.model.ops import openvino
 from openbei.model.ops import torch as plain
 from openbei.model.spec import pack
@@ -183,8 +186,27 @@ def test_a_yes_or_no_head_gives_the_published_rewards(
     assert [len(each) for each in ids] == [num_tokens for _, _, num_tokens, _ in CASES]
     assert (ids[0][:6], ids[0][-4:]) == ([1, 9690, 198, 2683, 359, 253], [1, 520, 9531, 198])
     assert reward.labels is not None
-    assert (reward.labels.activation, reward.labels.reranker) == ("identity", False)
+    assert (reward.labels.activation, reward.labels.reranker) == ("sigmoid", False)
     logits = score.run(pack(reward.model.spec, ids))
+    np.testing.assert_allclose(logits[:, 0], [logit for _, _, _, logit in CASES], rtol=0, atol=1e-4)
+
+
+def test_the_language_model_itself_reranks_by_yes_and_no(folder: Folder) -> None:
+    """The published rewards again, from the rows of the tied embedding, pairs, and a template with their roles."""
+    path = folder(
+        {},
+        architectures=["LlamaForCausalLM"],
+        tie_word_embeddings=True,
+        classifier_from_token=["No", "Yes"],
+        method="from_2_way_softmax",
+    )
+    source = _rendered("{{ messages[0].content }}", "{{ messages[1].content }}")
+    (path / "chat_template.jinja").write_text(f"{{# 'query', 'document' #}}{source}\n")
+    checkpoint = load(str(path))
+    pairs = [Pair(query, document) for query, document, _, _ in CASES]
+    ids = [one.ids for one in BeiTokenizer(checkpoint.text).encode(pairs, Truncation(False))]
+    assert [len(each) for each in ids] == [num_tokens for _, _, num_tokens, _ in CASES]
+    logits = plain.classify(checkpoint.model, pack(checkpoint.model.spec, ids))
     np.testing.assert_allclose(logits[:, 0], [logit for _, _, _, logit in CASES], rtol=0, atol=1e-4)
 
 
