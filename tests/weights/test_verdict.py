@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from torch import bfloat16
 
 from openbei.engine.chat import Rendered
 from openbei.engine.pairs import PairTexts
@@ -94,6 +95,15 @@ def test_every_way_of_telling_it_gives_one_reranker(told: Callable[[Path], Path]
     assert (checkpoint.labels.reranker, checkpoint.labels.activation) == (True, "sigmoid")
     assert checkpoint.text.pair_template is not None
     assert checkpoint.text.pair_template.source == TEMPLATE
+
+
+def test_a_row_of_sixteen_bits_is_subtracted_in_float32(tmp_path: Path) -> None:
+    judge = rerankers.language_model(tied=False).to(bfloat16)
+    folder = rerankers.as_cross_encoder(rerankers.save(tmp_path, judge))
+    rows = judge.lm_head.weight.detach().float().numpy()
+    model = load(str(folder)).model
+    assert model.head is not None
+    np.testing.assert_array_equal(np.asarray(model.head.layers[0].linear.weight, np.float32), rows[[YES]] - rows[[NO]])
 
 
 def test_a_converted_checkpoint_keeps_its_own_row(plain: Path) -> None:
