@@ -130,7 +130,7 @@ JINA = replace(
     exact={**BERT.exact, "position_embedding_type": "alibi", "feed_forward_type": "geglu"},
     code=("*modeling_bert.JinaBert*",),
     # jina-reranker-v1-tiny-en and -turbo-en hold a head's tensors and name the model without one.
-    heads={SEQUENCE: pooler_head, TOKEN: token_head, "JinaBertModel": pooler_head},
+    heads={SEQUENCE: pooler_head, "JinaBertModel": pooler_head},
 )
 
 JINA_CODE = replace(
@@ -147,6 +147,7 @@ JINA_CODE = replace(
         "down": "encoder.layer.{}.mlp.down_layer",
         "ffn_norm": "encoder.layer.{}.layer_norm_2",
     },
+    heads={},
 )
 
 ENCODERS: dict[str, Family] = {
