@@ -51,6 +51,8 @@ ACTIVATIONS = {
 }
 
 
+STORED = {"float16": ov.Type.f16, "bfloat16": ov.Type.bf16}
+
 FORWARDS = {"vectors": transformer.embed, "states": transformer.states, "labels": transformer.classify}
 
 
@@ -208,6 +210,7 @@ class CompiledModel:
         ops = OpenVinoOps(model.spec)
         result = FORWARDS[output](ops, model)
         self.spec, self.inputs = model.spec, tuple(ops.inputs)
+        self._model = model  # the graph shares its weights
         self.per_token = output == "states" or (model.head is not None and model.head.per_token)
         self._packed: set[tuple[int, bool]] = set()
         self._packing = threading.Lock()
@@ -345,7 +348,17 @@ def _properties(options: CompileOptions) -> dict[str, str | int | bool]:
 
 
 def _constant(array: Array) -> ov.Node:
-    return op.constant(array, shared_memory=True)
+    """The array's own memory, as float32 values; whoever runs the graph keeps a 16-bit array alive.
+
+    OpenVINO widens 16-bit constants as it compiles, whole and for good, unless the conversion bears the mark that its
+    own compressed models have (openvino, src/core/.../rt_info/decompression.hpp): then it packs them as they are.
+    """
+    if array.dtype == np.float32:
+        return op.constant(array, shared_memory=True)
+    stored = ov.Tensor(array.view(np.uint16), list(array.shape), STORED[array.dtype.name])
+    widened = op.convert(op.constant(stored, shared_memory=True), "f32")
+    widened.get_rt_info()["decompression_0"] = True
+    return widened
 
 
 def _normal(x: ov.Node, spec: NormSpec) -> ov.Node:
