@@ -116,27 +116,25 @@ class OpenVinoOps:
         return op.reshape(y, np.array([0, _width(x)]), True) if by_heads else y
 
     def rope(self, x: ov.Node, num_heads: int, local: bool) -> ov.Node:
-        """(T, heads*D), both halves turned by the token's angles."""
+        """(T, heads*D), turned in the grid, where attention wants it: (B, heads, S, D).
+
+        OpenVINO makes one kernel of these nodes, the transposition too, if they are just so: a concat along axis -1.
+        """
         prefix = "local_" if local and self.spec.local_rope is not None else ""
-        cos, sin = self._input(f"{prefix}cos"), self._input(f"{prefix}sin")
-        heads = op.split(op.reshape(x, np.array([0, num_heads, -1]), True), np.int64(2), 2)
-        first, second = heads.output(0), heads.output(1)
-        turned = op.concat(
-            [
-                op.subtract(op.multiply(first, cos), op.multiply(second, sin)),
-                op.add(op.multiply(second, cos), op.multiply(first, sin)),
-            ],
-            2,
-        )
-        return op.reshape(turned, np.array([0, _width(x)]), True)
+        x = self._to_grid(x, num_heads)
+        half = self.spec.head_dim // 2
+        first, second = op.variadic_split(x, np.int64(3), np.array([half, half])).outputs()
+        turned = op.concat([op.multiply(second, np.float32(-1)), first], -1)
+        return op.add(op.multiply(x, self._input(f"{prefix}cos")), op.multiply(turned, self._input(f"{prefix}sin")))
 
     def attention(self, q: ov.Node, k: ov.Node, v: ov.Node, how: Attention) -> ov.Node:
         """(T, H*D), through the grid."""
-        q_grid = self._to_grid(q, how.num_heads, how)
-        k_grid, v_grid = (self._to_grid(x, how.num_kv_heads, how) for x in (k, v))
+        q_grid = self._to_grid(q, how.num_heads)
+        k_grid, v_grid = (_repeated(self._to_grid(x, how.num_kv_heads), how) for x in (k, v))
         attend = self._fused if how.softcap is None else self._capped
         attended = attend(q_grid, k_grid, v_grid, how)
-        rows = op.reshape(op.transpose(attended, np.array([0, 2, 1, 3])), np.array([-1, _width(q)]), False)
+        width = how.num_heads * self.spec.head_dim
+        rows = op.reshape(op.transpose(attended, np.array([0, 2, 1, 3])), np.array([-1, width]), False)
         return op.gather(rows, self._input("cells"), FIRST_AXIS)
 
     def pool(self, x: ov.Node, kind: Pooling) -> ov.Node:
@@ -147,13 +145,13 @@ class OpenVinoOps:
         summed = op.reduce_sum(op.multiply(op.gather(x, self._input("grid"), FIRST_AXIS), inside), np.array([1]))
         return op.divide(summed, op.reduce_sum(inside, np.array([1])))
 
-    def _to_grid(self, x: ov.Node, num_heads: int, how: Attention) -> ov.Node:
-        """(T, heads*D) -> (B, H, S, D), key heads repeated."""
-        padded = op.reshape(op.gather(x, self._input("grid"), FIRST_AXIS), np.array([0, 0, num_heads, -1]), True)
-        if num_heads != how.num_heads:
-            repeated = np.arange(how.num_heads) // (how.num_heads // num_heads)
-            padded = op.gather(padded, repeated, np.int64(2))
-        return op.transpose(padded, np.array([0, 2, 1, 3]))
+    def _to_grid(self, x: ov.Node, num_heads: int) -> ov.Node:
+        """(T, heads*D) -> (B, heads, S, D); rope has put there what it turned."""
+        if x.get_output_partial_shape(0).rank.get_length() == 4:
+            return x
+        padded = op.gather(x, self._input("grid"), FIRST_AXIS)
+        heads = op.reshape(padded, np.array([0, 0, num_heads, self.spec.head_dim]), True)
+        return op.transpose(heads, np.array([0, 2, 1, 3]))
 
     def _fused(self, q: ov.Node, k: ov.Node, v: ov.Node, how: Attention) -> ov.Node:
         scale = None if how.scale == self.spec.head_dim**-0.5 else np.float32(how.scale)
@@ -265,7 +263,7 @@ class Grid:
 
     @functools.cached_property
     def angles(self) -> tuple[Array, Array]:
-        """cos and sin of every token in full layers, (T, 1, D / 2) each."""
+        """cos and sin of every cell in full layers, (B, 1, S, D) each, both halves alike."""
         return self._cos_sin(self.spec.rope)
 
     @functools.cached_property
@@ -275,8 +273,8 @@ class Grid:
 
     def _cos_sin(self, rope: Rope | None) -> tuple[Array, Array]:
         assert rope is not None
-        cos, sin = cos_sin(rope, self.spec.head_dim, self.batch)
-        return _extended(cos, self.num_tokens)[:, None, :], _extended(sin, self.num_tokens)[:, None, :]
+        cos, sin = (np.tile(part, 2)[_rows(self)][:, None] for part in cos_sin(rope, self.spec.head_dim, self.batch))
+        return cos, sin
 
 
 def inputs_of(names: Sequence[str], batch: Batch, spec: ModelSpec) -> list[Array]:
@@ -321,10 +319,10 @@ INPUTS: dict[str, tuple[type[np.generic], list[int], Maker]] = {
     "column": (np.int32, [-1], lambda grid: np.arange(grid.length, dtype=np.int32)),
     "hidden": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, None)),
     "hidden_local": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, grid.spec.window)),
-    "cos": (np.float32, [-1, 1, -1], lambda grid: grid.angles[0]),
-    "sin": (np.float32, [-1, 1, -1], lambda grid: grid.angles[1]),
-    "local_cos": (np.float32, [-1, 1, -1], lambda grid: grid.local_angles[0]),
-    "local_sin": (np.float32, [-1, 1, -1], lambda grid: grid.local_angles[1]),
+    "cos": (np.float32, [-1, 1, -1, -1], lambda grid: grid.angles[0]),
+    "sin": (np.float32, [-1, 1, -1, -1], lambda grid: grid.angles[1]),
+    "local_cos": (np.float32, [-1, 1, -1, -1], lambda grid: grid.local_angles[0]),
+    "local_sin": (np.float32, [-1, 1, -1, -1], lambda grid: grid.local_angles[1]),
 }
 
 
@@ -366,6 +364,13 @@ def _normal(x: ov.Node, spec: NormSpec) -> ov.Node:
         return op.mvn(x, np.array([-1]), True, spec.eps, "INSIDE_SQRT")
     mean_square = op.reduce_mean(op.multiply(x, x), np.array([-1]), True)
     return op.divide(x, op.sqrt(op.add(mean_square, np.float32(spec.eps))))
+
+
+def _repeated(x: ov.Node, how: Attention) -> ov.Node:
+    """(B, K, S, D) -> (B, H, S, D)."""
+    if how.num_kv_heads == how.num_heads:
+        return x
+    return op.gather(x, np.arange(how.num_heads) // (how.num_heads // how.num_kv_heads), np.int64(1))
 
 
 def _part(x: ov.Node, begin: ov.Node | Array, end: ov.Node) -> ov.Node:
