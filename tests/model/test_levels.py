@@ -28,7 +28,7 @@ EACH_BLOCK = (
     "jina-code",
     "qwen3",
     "gemma2",
-)  # pre-norm, inner norm, gated and causal, norms on both sides
+)  # each has its own norms
 
 
 @pytest.fixture(scope="session")

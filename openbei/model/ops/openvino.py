@@ -19,7 +19,7 @@ from openvino import opset15 as op
 
 from openbei.model import transformer
 from openbei.model.ops import Attention, NormSpec
-from openbei.model.positions import cos_sin, visible
+from openbei.model.positions import alibi_slopes, cos_sin, visible
 from openbei.model.spec import (
     Activation,
     Array,
@@ -131,7 +131,11 @@ class OpenVinoOps:
         """(T, H*D), through the grid."""
         q_grid = self._to_grid(q, how.num_heads)
         k_grid, v_grid = (_repeated(self._to_grid(x, how.num_kv_heads), how) for x in (k, v))
-        attend = self._fused if how.softcap is None else self._capped
+        attend = self._fused
+        if how.softcap is not None:
+            attend = self._capped
+        elif self.spec.alibi:
+            attend = self._sloped
         attended = attend(q_grid, k_grid, v_grid, how)
         width = how.num_heads * self.spec.head_dim
         rows = op.reshape(op.transpose(attended, np.array([0, 2, 1, 3])), np.array([-1, width]), False)
@@ -180,6 +184,14 @@ class OpenVinoOps:
         scores = op.multiply(op.matmul(q, k, False, True), np.float32(how.scale))
         scores = op.add(op.multiply(op.tanh(op.divide(scores, cap)), cap), self._mask(how))
         return op.matmul(op.softmax(scores, 3), v, False, False)
+
+    def _sloped(self, q: ov.Node, k: ov.Node, v: ov.Node, how: Attention) -> ov.Node:
+        """ALiBi as slope * (scores / slope - distance): OpenVINO's kernel then never holds a bias of (H, S, S)."""
+        assert not how.causal, "ALiBi models attend to both sides"
+        slopes = alibi_slopes(how.num_heads).astype(np.float32)[:, None, None]
+        scores = op.multiply(op.matmul(q, k, False, True), op.constant(np.float32(how.scale) / slopes))
+        scores = op.multiply(op.add(scores, self._input("nearness")), op.constant(slopes))
+        return op.matmul(op.softmax(op.add(scores, self._input("mask")), 3), v, False, False)
 
     def _mask(self, how: Attention) -> ov.Node:
         """What is added to the scores, (B or 1, H or 1, S or 1, S); one node for all layers that attend alike."""
@@ -316,6 +328,7 @@ INPUTS: dict[str, tuple[type[np.generic], list[int], Maker]] = {
     "cls": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[:-1]),
     "last_token": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[1:] - 1),
     "distances": (np.int32, [-1, -1], _distances),
+    "nearness": (np.float32, [1, 1, -1, -1], lambda grid: -np.abs(grid.ahead(), dtype=np.float32)[None, None]),
     "column": (np.int32, [-1], lambda grid: np.arange(grid.length, dtype=np.int32)),
     "hidden": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, None)),
     "hidden_local": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, grid.spec.window)),
