@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+# A matrix of parameters is float32, or float16 or ml_dtypes.bfloat16 as its file has it: whoever computes widens it.
+# A vector of parameters is float32.
 Array = NDArray[np.generic]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "identity"]
 Pooling = Literal["cls", "mean", "last_token"]

@@ -5,37 +5,47 @@ Reads like the papers. No devices, no dtypes, no config look-ups, and no family 
 
 from openbei.model.ops import Attention, NormSpec, Ops, X
 from openbei.model.positions import bias_by_distance
-from openbei.model.spec import Array, Layer, Model, ModelSpec, Norm
+from openbei.model.spec import Array, Layer, Model, ModelSpec, Norm, Pooling
 
 
-def states(ops: Ops[X], model: Model) -> X:
-    """The batch held by ops -> the last hidden state of every token (T, C)."""
+def states(ops: Ops[X], model: Model, only: Pooling | None = None) -> X:
+    """The batch held by ops -> the last hidden state of every token (T, C).
+
+    only: of this one token of each sequence (B, C), so that the last layer's products have B rows.
+    """
     spec, weights = model.spec, model.weights
     x = normed(ops, spec, ops.embed(weights.embedding, spec.embed_scale), weights.embedding.norm)
     bias = bias_by_distance(spec, weights.relative_bias)
     for number, layer in enumerate(weights.layers):
-        x = attend(ops, spec, layer, x, attention_of(spec, number, bias))
+        a = attend(ops, spec, layer, x, attention_of(spec, number, bias))
+        if only is not None and number == spec.num_layers - 1:
+            a, x = ops.pool(a, only), ops.pool(x, only)
+        x = after_attention(ops, spec, layer, a, x)
         x = feed_forward(ops, spec, layer, x)
     return normed(ops, spec, x, weights.final_norm)
 
 
 def attend(ops: Ops[X], spec: ModelSpec, layer: Layer, x: X, how: Attention) -> X:
-    """The attention half of a block, with its residual and norms: (T, C) -> (T, C)."""
-    pre = spec.norm_placement == "pre"
-    y = normed(ops, spec, x, layer.attention_norm) if pre else x
+    """What each token of a block gathers from the others: (T, C) -> (T, H*D)."""
+    y = normed(ops, spec, x, layer.attention_norm) if spec.norm_placement == "pre" else x
     local = how.window is not None
     q, k, v = ops.linears(y, (layer.q, layer.k, layer.v))
     q = rotated(ops, spec, normed(ops, spec, q, layer.q_norm), spec.num_heads, local)
     k = rotated(ops, spec, normed(ops, spec, k, layer.k_norm), spec.num_kv_heads, local)
-    a = ops.linear(ops.attention(q, k, v, how), layer.out)
+    return ops.attention(q, k, v, how)
+
+
+def after_attention(ops: Ops[X], spec: ModelSpec, layer: Layer, a: X, x: X) -> X:
+    """The rest of the attention half, with its residual x and norms: (rows, H*D) and (rows, C) -> (rows, C)."""
+    a = ops.linear(a, layer.out)
     if layer.inner_norm is not None:
         a = normed(ops, spec, ops.add(a, x), layer.inner_norm)
     x = ops.add(normed(ops, spec, a, layer.attention_out_norm), x)
-    return x if pre else normed(ops, spec, x, layer.attention_norm)
+    return x if spec.norm_placement == "pre" else normed(ops, spec, x, layer.attention_norm)
 
 
 def feed_forward(ops: Ops[X], spec: ModelSpec, layer: Layer, x: X) -> X:
-    """The feed-forward half of a block, with its residual and norms: (T, C) -> (T, C)."""
+    """The feed-forward half of a block, with its residual and norms: (rows, C) -> (rows, C)."""
     pre = spec.norm_placement == "pre"
     y = normed(ops, spec, x, layer.ffn_norm) if pre else x
     if layer.gate is None:
@@ -69,9 +79,16 @@ def attention_of(spec: ModelSpec, number: int, bias: Array | None) -> Attention:
     )
 
 
+def pooled(ops: Ops[X], model: Model) -> X:
+    """The batch held by ops -> one state a sequence (B, C)."""
+    if model.pooling == "mean":
+        return ops.pool(states(ops, model), "mean")
+    return states(ops, model, only=model.pooling)
+
+
 def embed(ops: Ops[X], model: Model) -> X:
     """The batch held by ops -> pooled vectors after the Dense modules, not normalised (B, embedding_dim)."""
-    x = ops.pool(states(ops, model), model.pooling)
+    x = pooled(ops, model)
     for dense in model.dense:
         x = ops.linear(x, dense.linear, dense.activation)
     return x
@@ -80,9 +97,7 @@ def embed(ops: Ops[X], model: Model) -> X:
 def classify(ops: Ops[X], model: Model) -> X:
     """The batch held by ops -> logits of every sequence (B, L), or with head.per_token of every token (T, L)."""
     assert model.head is not None
-    x = states(ops, model)
-    if not model.head.per_token:
-        x = ops.pool(x, model.pooling)
+    x = states(ops, model) if model.head.per_token else pooled(ops, model)
     for layer in model.head.layers:
         x = normed(ops, model.spec, ops.linear(x, layer.linear, layer.activation), layer.norm)
     return x

@@ -8,22 +8,23 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
-from numpy.typing import NDArray
+from ml_dtypes import bfloat16
 
 from openbei.errors import WeightsError
-from openbei.model.spec import Embedding, Head, HeadLayer, Layer, Linear, ModelSpec, Norm, Weights
+from openbei.model.spec import Array, Embedding, Head, HeadLayer, Layer, Linear, ModelSpec, Norm, Weights
 from openbei.weights.families import Family, HeadRow
-from openbei.weights.tensors import Tensor
 
 _LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _CUT = re.compile(r"(.+)\[(\d)/(\d)\]")  # name[part/parts], see Family.names
 _SHOWN = 3
+EXACT = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(bfloat16))  # become float32 exactly
 
 
-def fill(spec: ModelSpec, family: Family, tensors: Mapping[str, Tensor]) -> tuple[Weights, Head | None]:
-    """A checkpoint's tensors -> the parameters of spec, and of the family's head if it has one; float32.
+def fill(spec: ModelSpec, family: Family, tensors: Mapping[str, Array]) -> tuple[Weights, Head | None]:
+    """A checkpoint's tensors -> the parameters of spec, and of the family's head if it has one.
 
-    Raises WeightsError that lists what is missing, of another shape or type, or left over.
+    Matrices are views of what is stored, float32, float16 or bfloat16; vectors are float32. Raises
+    WeightsError that lists what is missing, of another shape or type, or left over.
     """
     parts = family.head.parts if family.head else ()
     names, biases = dict(family.names), dict(family.biases)
@@ -81,8 +82,8 @@ def _head(taker: "Taker", row: HeadRow, width: int) -> Head:
     return Head(tuple(layers), row.per_token)
 
 
-def _rename(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
+def _rename(tensors: Mapping[str, Array], family: Family) -> dict[str, Array]:
+    renamed: dict[str, Array] = {}
     for stored, tensor in tensors.items():
         name = stored
         for prefix in family.prefixes:
@@ -103,7 +104,7 @@ class Taker:
 
     def __init__(
         self,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Array],
         names: Mapping[str, str],
         biases: Mapping[str, bool | str] | None = None,
         norm_offset: float = 0.0,
@@ -123,7 +124,7 @@ class Taker:
     def rows(self, name: str) -> int:
         """Rows of a stored weight; 0 if it is missing."""
         tensor = self._tensors.get(f"{self._names[name]}.weight")
-        return tensor.data.shape[0] if tensor is not None and tensor.data.ndim else 0
+        return tensor.shape[0] if tensor is not None and tensor.ndim else 0
 
     def linear(self, name: str, out: int, into: int, layer: int = 0) -> Linear:
         """weight (out, into) and bias (out,) or None."""
@@ -134,13 +135,13 @@ class Taker:
         """weight and bias (width,), or bias None."""
         weight = self._take(name, "weight", layer, width)
         bias = self._take(name, "bias", layer, width) if self._biases.get(name, True) else None
-        return Norm(weight + self._norm_offset if self._norm_offset else weight, bias)
+        return Norm(np.add(weight, self._norm_offset) if self._norm_offset else weight, bias)
 
     def optional_norm(self, name: str, width: int, layer: int = 0) -> Norm | None:
         """A norm where the family has one."""
         return self.norm(name, width, layer) if self.knows(name) else None
 
-    def table(self, name: str, rows: int, width: int) -> NDArray[np.float32]:
+    def table(self, name: str, rows: int, width: int) -> Array:
         """weight (rows, width)."""
         return self._take(name, "weight", 0, rows, width)
 
@@ -153,7 +154,7 @@ class Taker:
         if told:
             raise WeightsError("the weights do not fit config.json; " + "; ".join(told))
 
-    def _take(self, name: str, kind: str, layer: int, *shape: int) -> NDArray[np.float32]:
+    def _take(self, name: str, kind: str, layer: int, *shape: int) -> Array:
         cut = _CUT.fullmatch(self._names[name])
         stem, part, parts = (cut[1], int(cut[2]), int(cut[3])) if cut else (self._names[name], 1, 1)
         stored = f"{stem.format(layer)}.{kind}"
@@ -162,14 +163,13 @@ class Taker:
         whole = (parts * shape[0], *shape[1:])
         if tensor is None:
             self._missing.append(stored)
-        elif tensor.data.shape != whole:
-            self._wrong.append(f"{stored} is {tensor.data.shape}, config.json says {whole}")
+        elif tensor.shape != whole:
+            self._wrong.append(f"{stored} is {tensor.shape}, config.json says {whole}")
+        elif tensor.dtype not in EXACT:
+            self._wrong.append(f"{stored} is stored as {tensor.dtype}, not float32, float16 or bfloat16")
         else:
-            rows = slice((part - 1) * shape[0], part * shape[0])
-            try:
-                return Tensor(tensor.data[rows], tensor.dtype).float32()
-            except WeightsError as error:
-                self._wrong.append(f"{stored} is {error}")
+            rows = tensor[(part - 1) * shape[0] : part * shape[0]]
+            return rows if rows.ndim > 1 else rows.astype(np.float32, copy=False)
         return np.empty(0, np.float32)
 
 

@@ -31,9 +31,10 @@ class LoadOptions:
 
 
 def load(model: str | None = None, options: LoadOptions | None = None) -> Checkpoint:
-    """None (the embedded default), a folder or a hub id -> a Checkpoint whose parameters are float32.
+    """None (the embedded default), a folder or a hub id -> a Checkpoint.
 
-    Stored float32 stays in its file, memory-mapped. Raises ModelNotFound, UnsupportedModel or WeightsError.
+    Matrices stay in their files, memory-mapped, as stored; vectors are float32. Raises ModelNotFound,
+    UnsupportedModel or WeightsError.
     """
     options = options or LoadOptions()
     hub = HubOptions(revision=options.revision, token=options.hf_token, cache_dir=options.cache_dir)

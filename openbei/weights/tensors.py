@@ -1,29 +1,28 @@
-"""The weight files of a folder -> named tensors, still in their files: memory-mapped views, not copies.
+"""The weight files of a folder -> named arrays, still in their files: memory-mapped views, not copies.
 
-Owns the file formats (safetensors, torch pickles, sharded indexes) and which of them is read; never knows what a
-tensor is for. safetensors' own NumPy reader copies every tensor (87 MB more resident memory for MiniLM), so its
+Owns the file formats (safetensors, torch pickles, sharded indexes) and which of them is read; never knows what an
+array is for. safetensors' own NumPy reader copies every tensor (87 MB more resident memory for MiniLM), so its
 header is parsed here: 8 bytes of length, JSON, then raw little-endian data (format: huggingface/safetensors README).
 """
 
 import json
 import pickle
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 
 from openbei.errors import ModelNotFound, WeightsError
 from openbei.model.spec import Array
 from openbei.weights.files import read_object
 
-# NumPy has no bfloat16: its bits are kept as uint16 until they are widened.
 _DTYPES: dict[str, type[np.generic]] = {
     "F32": np.float32,
     "F16": np.float16,
-    "BF16": np.uint16,
+    "BF16": bfloat16,
     "F64": np.float64,
     "I64": np.int64,
     "I32": np.int32,
@@ -34,24 +33,8 @@ _DTYPES: dict[str, type[np.generic]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One stored tensor: a view of its file, and safetensors' word for its type."""
-
-    data: Array
-    dtype: str
-
-    def float32(self) -> NDArray[np.float32]:
-        """The values as float32, exactly: no copy of F32, F16 and BF16 widened. Raises WeightsError for other types."""
-        if self.dtype == "BF16":
-            return (self.data.astype(np.uint32) << 16).view(np.float32)
-        if self.dtype not in ("F32", "F16"):
-            raise WeightsError(f"stored as {self.dtype}; only F32, F16 and BF16 become float32 exactly")
-        return self.data.astype(np.float32, copy=False)
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The weights at the root of a folder, by name; the first of the four usual files wins.
+def read_tensors(folder: Path) -> dict[str, Array]:
+    """The weights at the root of a folder, by name and of the types they are stored in; the first of four files wins.
 
     Raises ModelNotFound if there is none, WeightsError if one cannot be read.
     """
@@ -68,11 +51,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     )
 
 
-def _sharded(index: Path) -> dict[str, Tensor]:
+def _sharded(index: Path) -> dict[str, Array]:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise WeightsError(f"{index} has no weight_map")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Array] = {}
     for file in sorted(set(weight_map.values())):
         tensors |= _shard(index.parent, file)
     missing = [name for name in weight_map if name not in tensors]
@@ -81,7 +64,7 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _shard(folder: Path, file: str) -> dict[str, Tensor]:
+def _shard(folder: Path, file: str) -> dict[str, Array]:
     path = folder / file
     if path.name != file:
         raise WeightsError(f"an index may only name files beside it, got {file!r}")
@@ -90,7 +73,7 @@ def _shard(folder: Path, file: str) -> dict[str, Tensor]:
     return _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _safetensors(path: Path) -> dict[str, Array]:
     try:
         # Copy-on-write: OpenVINO shares only arrays that are writable, and nobody writes.
         raw = np.asarray(np.memmap(path, mode="c"))
@@ -103,16 +86,16 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def _view(data: NDArray[np.uint8], name: str, entry: dict[str, Any]) -> Tensor:
+def _view(data: NDArray[np.uint8], name: str, entry: dict[str, Any]) -> Array:
     begin, end = entry["data_offsets"]
     if entry["dtype"] not in _DTYPES:
         raise WeightsError(f"{name} is stored as {entry['dtype']}, which openbei does not read")
     if not 0 <= begin <= end <= len(data):
         raise ValueError(f"{name} lies at bytes {begin} to {end} of {len(data)}")
-    return Tensor(data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"]), entry["dtype"])
+    return data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
-def _torch_file(path: Path) -> dict[str, Tensor]:
+def _torch_file(path: Path) -> dict[str, Array]:
     try:
         import torch
     except ImportError as error:
@@ -128,10 +111,10 @@ def _torch_file(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not a file of plain tensors: {str(error).splitlines()[0]}") from error
 
 
-def _from_torch(tensor: Any) -> Tensor:
+def _from_torch(tensor: Any) -> Array:
     import torch
 
-    words = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    tensor = tensor.detach()
-    data = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-    return Tensor(data.numpy(), words.get(tensor.dtype, str(tensor.dtype)))
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return np.asarray(tensor.view(torch.uint16).numpy()).view(bfloat16)
+    return np.asarray(tensor.numpy())

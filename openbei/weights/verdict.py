@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openbei.errors import ModelError, UnsupportedModel, WeightsError
+from openbei.model.spec import Array
 from openbei.weights.checkpoint import PairTemplate
 from openbei.weights.families.causal import LANGUAGE_MODEL, architecture_of, is_qwen3_reranker, known_prompt
 from openbei.weights.families.row import Config
 from openbei.weights.files import read_object
+from openbei.weights.fill import EXACT
 from openbei.weights.modules import Outline, text_config
 from openbei.weights.repo import Source
-from openbei.weights.tensors import Tensor
 from openbei.weights.text import chat_template
 
 
@@ -63,7 +65,7 @@ def read_verdict(source: Source, config: Config, outline: Outline, tensors: Coll
     return None
 
 
-def score_row(verdict: Verdict, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def score_row(verdict: Verdict, config: Config, tensors: Mapping[str, Array]) -> dict[str, Array]:
     """The rows of a Verdict in the output matrix -> score.weight (1, C), float32.
 
     The matrix is lm_head, or the embedding where the config ties the two or no lm_head is stored. Raises WeightsError.
@@ -77,7 +79,7 @@ def score_row(verdict: Verdict, config: Config, tensors: Mapping[str, Tensor]) -
     if matrix is None:
         raise WeightsError(f"the weights lack {wanted[0]}, whose rows are the score")
     yes = _row(matrix, verdict.yes)
-    return {"score.weight": Tensor(yes if verdict.no is None else yes - _row(matrix, verdict.no), "F32")}
+    return {"score.weight": yes if verdict.no is None else yes - _row(matrix, verdict.no)}
 
 
 def read_pair_template(source: Source, config: Config, outline: Outline) -> PairTemplate | None:
@@ -159,10 +161,12 @@ def _from_tokens(body: Path, config: Config, tokens: Any) -> Verdict:
     )
 
 
-def _row(matrix: Tensor, token: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    if not 0 <= token < len(matrix.data):
-        raise WeightsError(f"token {token}, by whose logit the model reranks, is none of {len(matrix.data)} rows")
-    return Tensor(matrix.data[token : token + 1], matrix.dtype).float32()
+def _row(matrix: Array, token: int) -> NDArray[np.float32]:
+    if matrix.dtype not in EXACT:
+        raise WeightsError(f"the output matrix is stored as {matrix.dtype}, not float32, float16 or bfloat16")
+    if not 0 <= token < len(matrix):
+        raise WeightsError(f"token {token}, by whose logit the model reranks, is none of {len(matrix)} rows")
+    return matrix[token : token + 1].astype(np.float32)
 
 
 def _names(config: Config, source: Source) -> str:

@@ -1,12 +1,18 @@
-"""What the OpenVINO graph must do beside its maths: never let two streams pack weights at once."""
+"""What the OpenVINO graph must do beside its maths: hold 16-bit weights once, and never pack in two streams at once."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 
-from openbei.model.ops.openvino import CompiledModel
-from openbei.model.spec import Batch, pack
+from openbei.model.ops.openvino import CompiledModel, CompileOptions, compile_model, native_bfloat16
+from openbei.model.spec import Array, Batch, Embedding, Layer, Linear, Model, Norm, Weights, pack
 from tests.engine.fakes import SPEC
 
 
@@ -35,3 +41,40 @@ def test_first_runs_of_a_size_never_overlap_and_later_ones_may(monkeypatch: pyte
         assert overlaps == [0] * 4
         list(threads.map(graph.run, batches[:2]))
     assert len(graph._packed) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_16_bit_weights_are_held_once_in_the_type_that_computes(dtype: str, tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("anonymous memory is read from /proc")
+    if dtype == "bfloat16" and not native_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
+    program = [sys.executable, "-m", "tests.model.memory", str(tmp_path), dtype]
+    said = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    grown_bytes, weights_bytes, table_bytes = map(int, said.split())
+    packed_bytes = weights_bytes * (2 if dtype == "float32" else 1)
+    assert grown_bytes < packed_bytes + weights_bytes // 2
+    assert weights_bytes // 2 < table_bytes  # a copy of the table would be seen, too
+
+
+@pytest.mark.parametrize("stored", [np.float16, bfloat16])
+def test_16_bit_weights_give_what_their_float32_values_give(stored: type[np.generic]) -> None:
+    random = np.random.default_rng(0)
+
+    def rounded(*shape: int) -> Array:
+        return random.normal(0, 0.2, shape).astype(stored)
+
+    spec = replace(SPEC, num_layers=1, num_heads=1, head_dim=SPEC.width, ffn_width=8)
+    norm = Norm(np.ones(4, np.float32), np.zeros(4, np.float32))
+    shapes = {"q": (4, 4), "k": (4, 4), "v": (4, 4), "out": (4, 4), "up": (8, 4), "down": (4, 8)}
+    matrices = {name: rounded(*shape) for name, shape in shapes.items()}
+    word, segment = rounded(50, 4), rounded(2, 4)
+    answers = []
+    for dtype in (stored, np.float32):
+        linears = {name: Linear(matrix.astype(dtype)) for name, matrix in matrices.items()}
+        layer = Layer(**linears, attention_norm=norm, ffn_norm=norm)
+        tables = Embedding(word.astype(dtype), segment=segment.astype(dtype), norm=norm)
+        graph = compile_model(Model(spec, Weights(tables, (layer,)), "cls"), CompileOptions("float32", 1, 1))
+        answers.append(graph.run(pack(spec, [[3, 1, 4], [1, 5]], [[0, 1, 1], [0, 1]])))
+    assert np.abs(answers[1]).max() > 0.1
+    np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-6)

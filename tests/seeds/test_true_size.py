@@ -11,7 +11,6 @@ from openbei.model.spec import ModelSpec, Rope, num_parameters
 from openbei.weights.families import read_config
 from openbei.weights.fill import fill
 from openbei.weights.labels import HeadFacts, read_labels
-from openbei.weights.tensors import Tensor
 from tests.seeds.rows import SEEDS
 
 
@@ -24,10 +23,10 @@ def test_every_published_tensor_has_its_place_and_the_sum_is_exact(name: str) ->
     seed, zero = SEEDS[name], np.float32(0)
     with torch.device("meta"):
         parameters = dict(seed.judge(seed.config).named_parameters())
-    tensors = {key: Tensor(np.broadcast_to(zero, tuple(each.shape)), "F32") for key, each in parameters.items()}
+    tensors = {key: np.broadcast_to(zero, tuple(each.shape)) for key, each in parameters.items()}
     spec, family = read_config(seed.config, tensors)
     weights, head = fill(spec, family, tensors)
-    unused = 0 if head else sum(tensor.data.size for key, tensor in tensors.items() if key.startswith("pooler."))
+    unused = 0 if head else sum(tensor.size for key, tensor in tensors.items() if key.startswith("pooler."))
     assert num_parameters(weights) + num_parameters(head.layers if head else ()) + unused == seed.parameters
     assert (head.layers[-1].linear.weight.shape[0] if head else 0) == len(seed.config.get("id2label", ()))
     assert bool(head) is (seed.task != "embed")

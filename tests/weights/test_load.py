@@ -124,7 +124,7 @@ WORD, QUERY = "embeddings.word_embeddings.weight", "encoder.layer.1.attention.se
             lambda t: t | {WORD: t[WORD][1:].clone()},
             r"1 wrong: embeddings.word_embeddings.weight is \(\d+, 48\), config",
         ),
-        (lambda t: t | {QUERY: t[QUERY].long()}, f"1 wrong: {QUERY} is stored as I64"),
+        (lambda t: t | {QUERY: t[QUERY].long()}, f"1 wrong: {QUERY} is stored as int64"),
         (lambda t: t | {"encoder.layer.3.output.dense.bias": torch.zeros(48)}, "1 left over: encoder.layer.3"),
         (lambda t: t | {"encoder.layer.0.mlp.gated_layers.weight": torch.zeros(2)}, "left over: .*gated_layers"),
         (lambda t: t | {f"bert.{QUERY}": torch.zeros(48)}, "is in the file twice"),

@@ -19,7 +19,7 @@ from openvino import opset15 as op
 
 from openbei.model import transformer
 from openbei.model.ops import Attention, NormSpec
-from openbei.model.positions import cos_sin, visible
+from openbei.model.positions import alibi_slopes, cos_sin, visible
 from openbei.model.spec import (
     Activation,
     Array,
@@ -50,6 +50,8 @@ ACTIVATIONS = {
     "identity": lambda x: x,
 }
 
+
+STORED = {"float16": ov.Type.f16, "bfloat16": ov.Type.bf16}
 
 FORWARDS = {"vectors": transformer.embed, "states": transformer.states, "labels": transformer.classify}
 
@@ -114,27 +116,29 @@ class OpenVinoOps:
         return op.reshape(y, np.array([0, _width(x)]), True) if by_heads else y
 
     def rope(self, x: ov.Node, num_heads: int, local: bool) -> ov.Node:
-        """(T, heads*D), both halves turned by the token's angles."""
+        """(T, heads*D), turned in the grid, where attention wants it: (B, heads, S, D).
+
+        OpenVINO makes one kernel of these nodes, the transposition too, if they are just so: a concat along axis -1.
+        """
         prefix = "local_" if local and self.spec.local_rope is not None else ""
-        cos, sin = self._input(f"{prefix}cos"), self._input(f"{prefix}sin")
-        heads = op.split(op.reshape(x, np.array([0, num_heads, -1]), True), np.int64(2), 2)
-        first, second = heads.output(0), heads.output(1)
-        turned = op.concat(
-            [
-                op.subtract(op.multiply(first, cos), op.multiply(second, sin)),
-                op.add(op.multiply(second, cos), op.multiply(first, sin)),
-            ],
-            2,
-        )
-        return op.reshape(turned, np.array([0, _width(x)]), True)
+        x = self._to_grid(x, num_heads)
+        half = self.spec.head_dim // 2
+        first, second = op.variadic_split(x, np.int64(3), np.array([half, half])).outputs()
+        turned = op.concat([op.multiply(second, np.float32(-1)), first], -1)
+        return op.add(op.multiply(x, self._input(f"{prefix}cos")), op.multiply(turned, self._input(f"{prefix}sin")))
 
     def attention(self, q: ov.Node, k: ov.Node, v: ov.Node, how: Attention) -> ov.Node:
         """(T, H*D), through the grid."""
-        q_grid = self._to_grid(q, how.num_heads, how)
-        k_grid, v_grid = (self._to_grid(x, how.num_kv_heads, how) for x in (k, v))
-        attend = self._fused if how.softcap is None else self._capped
+        q_grid = self._to_grid(q, how.num_heads)
+        k_grid, v_grid = (_repeated(self._to_grid(x, how.num_kv_heads), how) for x in (k, v))
+        attend = self._fused
+        if how.softcap is not None:
+            attend = self._capped
+        elif self.spec.alibi:
+            attend = self._sloped
         attended = attend(q_grid, k_grid, v_grid, how)
-        rows = op.reshape(op.transpose(attended, np.array([0, 2, 1, 3])), np.array([-1, _width(q)]), False)
+        width = how.num_heads * self.spec.head_dim
+        rows = op.reshape(op.transpose(attended, np.array([0, 2, 1, 3])), np.array([-1, width]), False)
         return op.gather(rows, self._input("cells"), FIRST_AXIS)
 
     def pool(self, x: ov.Node, kind: Pooling) -> ov.Node:
@@ -145,13 +149,13 @@ class OpenVinoOps:
         summed = op.reduce_sum(op.multiply(op.gather(x, self._input("grid"), FIRST_AXIS), inside), np.array([1]))
         return op.divide(summed, op.reduce_sum(inside, np.array([1])))
 
-    def _to_grid(self, x: ov.Node, num_heads: int, how: Attention) -> ov.Node:
-        """(T, heads*D) -> (B, H, S, D), key heads repeated."""
-        padded = op.reshape(op.gather(x, self._input("grid"), FIRST_AXIS), np.array([0, 0, num_heads, -1]), True)
-        if num_heads != how.num_heads:
-            repeated = np.arange(how.num_heads) // (how.num_heads // num_heads)
-            padded = op.gather(padded, repeated, np.int64(2))
-        return op.transpose(padded, np.array([0, 2, 1, 3]))
+    def _to_grid(self, x: ov.Node, num_heads: int) -> ov.Node:
+        """(T, heads*D) -> (B, heads, S, D); rope has put there what it turned."""
+        if x.get_output_partial_shape(0).rank.get_length() == 4:
+            return x
+        padded = op.gather(x, self._input("grid"), FIRST_AXIS)
+        heads = op.reshape(padded, np.array([0, 0, num_heads, self.spec.head_dim]), True)
+        return op.transpose(heads, np.array([0, 2, 1, 3]))
 
     def _fused(self, q: ov.Node, k: ov.Node, v: ov.Node, how: Attention) -> ov.Node:
         scale = None if how.scale == self.spec.head_dim**-0.5 else np.float32(how.scale)
@@ -181,6 +185,14 @@ class OpenVinoOps:
         scores = op.add(op.multiply(op.tanh(op.divide(scores, cap)), cap), self._mask(how))
         return op.matmul(op.softmax(scores, 3), v, False, False)
 
+    def _sloped(self, q: ov.Node, k: ov.Node, v: ov.Node, how: Attention) -> ov.Node:
+        """ALiBi as slope * (scores / slope - distance): OpenVINO's kernel then never holds a bias of (H, S, S)."""
+        assert not how.causal, "ALiBi models attend to both sides"
+        slopes = alibi_slopes(how.num_heads).astype(np.float32)[:, None, None]
+        scores = op.multiply(op.matmul(q, k, False, True), op.constant(np.float32(how.scale) / slopes))
+        scores = op.multiply(op.add(scores, self._input("nearness")), op.constant(slopes))
+        return op.matmul(op.softmax(op.add(scores, self._input("mask")), 3), v, False, False)
+
     def _mask(self, how: Attention) -> ov.Node:
         """What is added to the scores, (B or 1, H or 1, S or 1, S); one node for all layers that attend alike."""
         key = replace(how, bias=None)
@@ -208,6 +220,7 @@ class CompiledModel:
         ops = OpenVinoOps(model.spec)
         result = FORWARDS[output](ops, model)
         self.spec, self.inputs = model.spec, tuple(ops.inputs)
+        self._model = model  # the graph shares its weights
         self.per_token = output == "states" or (model.head is not None and model.head.per_token)
         self._packed: set[tuple[int, bool]] = set()
         self._packing = threading.Lock()
@@ -262,7 +275,7 @@ class Grid:
 
     @functools.cached_property
     def angles(self) -> tuple[Array, Array]:
-        """cos and sin of every token in full layers, (T, 1, D / 2) each."""
+        """cos and sin of every cell in full layers, (B, 1, S, D) each, both halves alike."""
         return self._cos_sin(self.spec.rope)
 
     @functools.cached_property
@@ -272,8 +285,8 @@ class Grid:
 
     def _cos_sin(self, rope: Rope | None) -> tuple[Array, Array]:
         assert rope is not None
-        cos, sin = cos_sin(rope, self.spec.head_dim, self.batch)
-        return _extended(cos, self.num_tokens)[:, None, :], _extended(sin, self.num_tokens)[:, None, :]
+        cos, sin = (np.tile(part, 2)[_rows(self)][:, None] for part in cos_sin(rope, self.spec.head_dim, self.batch))
+        return cos, sin
 
 
 def inputs_of(names: Sequence[str], batch: Batch, spec: ModelSpec) -> list[Array]:
@@ -315,13 +328,14 @@ INPUTS: dict[str, tuple[type[np.generic], list[int], Maker]] = {
     "cls": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[:-1]),
     "last_token": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[1:] - 1),
     "distances": (np.int32, [-1, -1], _distances),
+    "nearness": (np.float32, [1, 1, -1, -1], lambda grid: -np.abs(grid.ahead(), dtype=np.float32)[None, None]),
     "column": (np.int32, [-1], lambda grid: np.arange(grid.length, dtype=np.int32)),
     "hidden": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, None)),
     "hidden_local": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, grid.spec.window)),
-    "cos": (np.float32, [-1, 1, -1], lambda grid: grid.angles[0]),
-    "sin": (np.float32, [-1, 1, -1], lambda grid: grid.angles[1]),
-    "local_cos": (np.float32, [-1, 1, -1], lambda grid: grid.local_angles[0]),
-    "local_sin": (np.float32, [-1, 1, -1], lambda grid: grid.local_angles[1]),
+    "cos": (np.float32, [-1, 1, -1, -1], lambda grid: grid.angles[0]),
+    "sin": (np.float32, [-1, 1, -1, -1], lambda grid: grid.angles[1]),
+    "local_cos": (np.float32, [-1, 1, -1, -1], lambda grid: grid.local_angles[0]),
+    "local_sin": (np.float32, [-1, 1, -1, -1], lambda grid: grid.local_angles[1]),
 }
 
 
@@ -345,7 +359,17 @@ def _properties(options: CompileOptions) -> dict[str, str | int | bool]:
 
 
 def _constant(array: Array) -> ov.Node:
-    return op.constant(array, shared_memory=True)
+    """The array's own memory, as float32 values; whoever runs the graph keeps a 16-bit array alive.
+
+    OpenVINO widens 16-bit constants as it compiles, whole and for good, unless the conversion bears the mark that its
+    own compressed models have (openvino, src/core/.../rt_info/decompression.hpp): then it packs them as they are.
+    """
+    if array.dtype == np.float32:
+        return op.constant(array, shared_memory=True)
+    stored = ov.Tensor(array.view(np.uint16), list(array.shape), STORED[array.dtype.name])
+    widened = op.convert(op.constant(stored, shared_memory=True), "f32")
+    widened.get_rt_info()["decompression_0"] = True
+    return widened
 
 
 def _normal(x: ov.Node, spec: NormSpec) -> ov.Node:
@@ -353,6 +377,13 @@ def _normal(x: ov.Node, spec: NormSpec) -> ov.Node:
         return op.mvn(x, np.array([-1]), True, spec.eps, "INSIDE_SQRT")
     mean_square = op.reduce_mean(op.multiply(x, x), np.array([-1]), True)
     return op.divide(x, op.sqrt(op.add(mean_square, np.float32(spec.eps))))
+
+
+def _repeated(x: ov.Node, how: Attention) -> ov.Node:
+    """(B, K, S, D) -> (B, H, S, D)."""
+    if how.num_kv_heads == how.num_heads:
+        return x
+    return op.gather(x, np.arange(how.num_heads) // (how.num_heads // how.num_kv_heads), np.int64(1))
 
 
 def _part(x: ov.Node, begin: ov.Node | Array, end: ov.Node) -> ov.Node:
