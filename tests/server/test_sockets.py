@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ import pytest
 
 from openbei import errors
 from openbei.config import ServerConfig
+from openbei.engine.request import Request, Result
 from openbei.errors import ConfigError
 from openbei.server.serve import Server, listen, serve, url
 from tests.server.fakes import DIM, FakeEngine, vector
@@ -221,13 +223,19 @@ def test_openai_client_errors(
     assert str(raised) in caught.value.message
 
 
-def test_openai_client_retries_when_told(engine: FakeEngine, address: str) -> None:
-    engine.refuse_with = errors.Overloaded(retry_after_s=1)
-    threading.Timer(0.2, lambda: setattr(engine, "refuse_with", None)).start()
+def test_openai_client_retries_when_told(engine: FakeEngine, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, asked_s = engine.submit, []
+
+    def once_overloaded(request: Request) -> Future[Result]:
+        asked_s.append(time.monotonic())
+        if len(asked_s) == 1:
+            raise errors.Overloaded(retry_after_s=1)
+        return submit(request)
+
+    monkeypatch.setattr(engine, "submit", once_overloaded)
     with openai.OpenAI(base_url=f"{address}/v1", api_key="k", max_retries=1) as client:
-        begun_s = time.monotonic()
         assert client.embeddings.create(model="m", input="a").data
-        assert time.monotonic() - begun_s >= 0.9
+    assert asked_s[1] - asked_s[0] >= 0.9  # the client waited for as long as it was told
 
 
 def test_openai_client_async(address: str) -> None:
