@@ -1,4 +1,4 @@
-"""Fused operations for a GPU: one module each. Owns Triton kernels; never touches a ModelSpec, a Batch or a weight's name.
+"""Fused operations for a GPU, one module each: Triton kernels on tensors, which know no Batch and no weight's name.
 
 The rules of this folder. Every module holds a Triton kernel, its plain twin (a few lines of torch that define it, in
 the same precision: float32 inside, rounded where the kernel rounds) and one public function that gives CUDA tensors to
