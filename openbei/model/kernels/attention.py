@@ -65,7 +65,8 @@ def num_tiles(num_tokens: int, num_sequences: int, rows: int) -> int:
 def make_tiles(cu_seqlens: NDArray[np.int32], rows: int, size: int) -> NDArray[np.int32]:
     """Offsets (B + 1,) -> int32 (2, size): sequence and first row of every tile, then -1 up to size.
 
-    Tiles of the longest sequences come first, so that no long one starts last. Raises ValueError if size is too small.
+    The longest sequences come first, and of each its last rows, which see most under a causal mask: what takes long must
+    not start last. Raises ValueError if size is too small.
     """
     lengths = np.diff(cu_seqlens)
     counts = -(-lengths // rows)
@@ -74,8 +75,7 @@ def make_tiles(cu_seqlens: NDArray[np.int32], rows: int, size: int) -> NDArray[n
         raise ValueError(f"{total} attention tiles of {rows} rows, at most {size}")
     order = np.argsort(-lengths, kind="stable")
     sequence = np.repeat(order, counts[order])
-    before = np.cumsum(counts[order]) - counts[order]
-    inside = np.arange(total) - np.repeat(before, counts[order])
+    inside = np.repeat(np.cumsum(counts[order]), counts[order]) - 1 - np.arange(total)
     tiles = np.full((2, size), -1, np.int32)
     tiles[0, :total] = sequence
     tiles[1, :total] = cu_seqlens[sequence] + inside * rows
@@ -207,12 +207,10 @@ def _attention_kernel(
     first = tl.load(first_row_ptr + tile)
     begin = tl.load(cu_ptr + sequence)
     end = tl.load(cu_ptr + sequence + 1)
-    row = first + tl.arange(0, BLOCK_ROWS)
-    column = tl.arange(0, BLOCK_DIM)
-    mine = (row < end)[:, None] & (column < HEAD_DIM)[None, :]
-    offset = tl.arange(0, BLOCK_ROWS)[:, None]
-    q_block = q_ptr + first.to(tl.int64) * q_stride + head * HEAD_DIM + offset * q_stride + column[None, :]
-    q = tl.load(q_block, mine, other=0.0)
+    # Rows past the end stand for the last one again: no load needs a mask (which costs 40 registers), and no row is
+    # without a key. What they come to is not stored.
+    row = tl.minimum(first + tl.arange(0, BLOCK_ROWS), end - 1)
+    q = _rows(q_ptr + first.to(tl.int64) * q_stride + head * HEAD_DIM, row - first, q_stride, HEAD_DIM, BLOCK_DIM)
     k_head = k_ptr + (head // GROUP) * HEAD_DIM
     v_head = v_ptr + (head // GROUP) * HEAD_DIM
     bias = bias_ptr
@@ -255,7 +253,10 @@ def _attention_kernel(
             acc, total, peak, q, k_head, v_head, bias, row, start, high, k_stride, v_stride, num_distances,
             True, SCALE, CAUSAL, WINDOW, SOFTCAP, BIAS_RANK, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
         )  # fmt: skip
-    out_block = out_ptr + first.to(tl.int64) * out_stride + head * HEAD_DIM + offset * out_stride + column[None, :]
+    offset = tl.arange(0, BLOCK_ROWS)[:, None]
+    column = tl.arange(0, BLOCK_DIM)[None, :]
+    out_block = out_ptr + first.to(tl.int64) * out_stride + head * HEAD_DIM + offset * out_stride + column
+    mine = (first + offset < end) & (column < HEAD_DIM)
     tl.store(out_block, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mine)
 
 
@@ -285,12 +286,10 @@ def _step(
     BLOCK_KEYS: tl.constexpr,
 ):
     """One block of keys into the running sums. MASKED: some query may not see some of them."""
-    offset = tl.arange(0, BLOCK_KEYS)[:, None]
-    column = tl.arange(0, BLOCK_DIM)[None, :]
-    there = column < HEAD_DIM
+    offset = tl.arange(0, BLOCK_KEYS)
     if MASKED:
-        there = (start + offset < high) & there
-    k = _rows(k_head + start.to(tl.int64) * k_stride + offset * k_stride + column, there, MASKED or HEAD_DIM < BLOCK_DIM)
+        offset = tl.minimum(offset, high - 1 - start)
+    k = _rows(k_head + start.to(tl.int64) * k_stride, offset, k_stride, HEAD_DIM, BLOCK_DIM)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     # Below, scores are in units of log2, so that exp2 is the exponential.
     factor: tl.constexpr = SCALE * 1.4426950408889634
@@ -323,13 +322,16 @@ def _step(
         weights = tl.exp2(scores - new_peak[:, None])
     shrink = tl.exp2(peak - new_peak)
     total = total * shrink + tl.sum(weights, 1)
-    v = _rows(v_head + start.to(tl.int64) * v_stride + offset * v_stride + column, there, MASKED or HEAD_DIM < BLOCK_DIM)
+    v = _rows(v_head + start.to(tl.int64) * v_stride, offset, v_stride, HEAD_DIM, BLOCK_DIM)
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
     return acc, total, new_peak
 
 
 @triton.jit
-def _rows(pointers, there, MASKED: tl.constexpr):
-    if MASKED:
-        return tl.load(pointers, there, other=0.0)
+def _rows(base, row, stride, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Rows of one head, zeros past its width."""
+    column = tl.arange(0, BLOCK_DIM)[None, :]
+    pointers = base + row[:, None] * stride + column
+    if HEAD_DIM < BLOCK_DIM:
+        return tl.load(pointers, column < HEAD_DIM, other=0.0)
     return tl.load(pointers)
