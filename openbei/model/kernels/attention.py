@@ -30,26 +30,42 @@ class Tiles(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """How a kernel is compiled: keys a step, warps, stages of the load pipeline."""
+    """How a kernel is compiled: keys a step, warps, stages of the load pipeline, registers a thread (None: any)."""
 
     keys: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
 
-# (head width, queries a tile) -> blocks, 16-bit; each compiles for sm_90 without a spill.
+# (head width, queries a tile) -> blocks, 16-bit. Each compiles for sm_90 without a spill. 128 registers let an SM hold
+# two programs of 8 warps, or four of 4.
 BLOCKS = {
-    (32, 64): Blocks(64, 4, 3),
-    (32, 128): Blocks(64, 8, 3),
-    (64, 64): Blocks(64, 4, 3),
-    (64, 128): Blocks(64, 8, 3),
+    (32, 64): Blocks(64, 4, 3, 128),
+    (32, 128): Blocks(64, 8, 3, 128),
+    (64, 64): Blocks(64, 4, 3, 128),
+    (64, 128): Blocks(64, 8, 3, 128),
     (128, 64): Blocks(64, 4, 2),
     (128, 128): Blocks(64, 8, 2),
     (256, 64): Blocks(32, 4, 2),
     (256, 128): Blocks(32, 8, 2),
 }
-FLOAT32_BLOCKS = Blocks(32, 8, 1)  # for tests: without tensor cores
+FLOAT32_BLOCKS = {64: Blocks(16, 8, 1), 128: Blocks(16, 16, 1)}  # exact, without tensor cores: to compare with
 MANY_TOKENS = 2048  # of a batch: from here on there are tiles enough to make them tall
+
+
+def blocks_of(head_dim: int, rows: int, dtype: torch.dtype) -> Blocks:
+    """The blocks for heads of this width, tiles of this many rows and values of this type, or ValueError."""
+    if dtype == torch.float32:
+        return FLOAT32_BLOCKS[rows]
+    if not head_dim <= 256:
+        raise ValueError(f"attention on a GPU has heads of up to 256 values, not {head_dim}")
+    return BLOCKS[block_dim(head_dim), rows]
+
+
+def block_dim(head_dim: int) -> int:
+    """Width of the block that holds a head: the next power of two, 32 at least."""
+    return max(32, 1 << (head_dim - 1).bit_length())
 
 
 def rows_per_tile(num_tokens: int) -> int:
@@ -141,8 +157,7 @@ def _launch(
 ) -> Tensor:
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     head_dim = q.shape[1] // how.num_heads
-    block_dim = max(triton.next_power_of_2(head_dim), 32)
-    blocks = FLOAT32_BLOCKS if q.dtype == torch.float32 else BLOCKS[block_dim, tiles.rows]
+    blocks = blocks_of(head_dim, tiles.rows, q.dtype)
     _attention_kernel[how.num_heads, len(tiles.sequence)](
         q,
         k,
@@ -164,11 +179,12 @@ def _launch(
         BIAS_RANK=0 if bias is None else bias.dim(),
         GROUP=how.num_heads // how.num_kv_heads,
         HEAD_DIM=head_dim,
-        BLOCK_DIM=block_dim,
+        BLOCK_DIM=block_dim(head_dim),
         BLOCK_ROWS=tiles.rows,
         BLOCK_KEYS=blocks.keys,
         num_warps=blocks.num_warps,
         num_stages=blocks.num_stages,
+        maxnreg=blocks.max_registers,
     )
     return out
 
