@@ -22,7 +22,7 @@ LOWEST = tl.constexpr(-1.0e38)  # below every score, above -inf: the maximum of 
 
 
 class Tiles(NamedTuple):
-    """Query tiles, int32 (N,) each: the sequence, -1 for none; the first row, counted in the batch. rows: of one tile."""
+    """Query tiles, int32 (N,): the sequence, or -1 for none; the first row, counted in the batch. rows: of one tile."""
 
     sequence: Tensor
     first_row: Tensor
@@ -81,8 +81,8 @@ def num_tiles(num_tokens: int, num_sequences: int, rows: int) -> int:
 def make_tiles(cu_seqlens: NDArray[np.int32], rows: int, size: int) -> NDArray[np.int32]:
     """Offsets (B + 1,) -> int32 (2, size): sequence and first row of every tile, then -1 up to size.
 
-    The longest sequences come first, and of each its last rows, which see most under a causal mask: what takes long must
-    not start last. Raises ValueError if size is too small.
+    The longest sequences come first, and of each its last rows, which see most under a causal mask: what takes long
+    must not start last. Raises ValueError if size is too small.
     """
     lengths = np.diff(cu_seqlens)
     counts = -(-lengths // rows)
@@ -126,11 +126,12 @@ def attention_twin(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, how: Attention, bias: Tensor | None) -> Tensor:
-    """One sequence."""
+    """One sequence, in float32; float64 stays so, to measure the others against."""
     group = how.num_heads // how.num_kv_heads
-    heads = q.float().unflatten(1, (how.num_heads, -1)).transpose(0, 1)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    heads = q.to(exact).unflatten(1, (how.num_heads, -1)).transpose(0, 1)
     keys, values = (
-        x.float().unflatten(1, (how.num_kv_heads, -1)).transpose(0, 1).repeat_interleave(group, 0) for x in (k, v)
+        x.to(exact).unflatten(1, (how.num_kv_heads, -1)).transpose(0, 1).repeat_interleave(group, 0) for x in (k, v)
     )
     scores = heads @ keys.transpose(1, 2) * how.scale
     if how.softcap is not None:
@@ -141,7 +142,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, how: Attention, bias: Tensor | None
         scores = scores + _added(bias, ahead.to(q.device))
     scores = scores.masked_fill(~seen, -torch.inf)
     weights = torch.exp(scores - scores.amax(-1, keepdim=True))
-    attended = weights.to(q.dtype).float() @ values / weights.sum(-1, keepdim=True)
+    attended: Tensor = weights.to(q.dtype).to(exact) @ values / weights.sum(-1, keepdim=True)
     return attended.transpose(0, 1).flatten(1).to(q.dtype)
 
 
@@ -307,12 +308,35 @@ def _step(
         offset = tl.minimum(offset, high - 1 - start)
     k = _rows(k_head + start.to(tl.int64) * k_stride, offset, k_stride, HEAD_DIM, BLOCK_DIM)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-    # Below, scores are in units of log2, so that exp2 is the exponential.
-    factor: tl.constexpr = SCALE * 1.4426950408889634
-    ahead = (start + tl.arange(0, BLOCK_KEYS))[None, :] - row[:, None]  # key position - query position
+    key = start + tl.arange(0, BLOCK_KEYS)[None, :]
+    scores = _bent(scores, bias, key - row[:, None], num_distances, SCALE, SOFTCAP, BIAS_RANK)
+    if MASKED:
+        scores = tl.where(_seen(key, row[:, None], high, CAUSAL, WINDOW), scores, float("-inf"))
+    factor: tl.constexpr = SCALE * LOG2E if SOFTCAP is None and BIAS_RANK == 0 else 1.0
+    new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
+    weights = tl.exp2(scores * factor - new_peak[:, None])  # one multiply-add and exp2 where there is just a scale
+    shrink = tl.exp2(peak - new_peak)
+    total = total * shrink + tl.sum(weights, 1)
+    v = _rows(v_head + start.to(tl.int64) * v_stride, offset, v_stride, HEAD_DIM, BLOCK_DIM)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return acc, total, new_peak
+
+
+@triton.jit
+def _bent(
+    scores,
+    bias,
+    ahead,
+    num_distances,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BIAS_RANK: tl.constexpr,
+):
+    """q kᵀ -> scores in units of log2, softcap and bias in them; without either as they are. ahead: key - query."""
+    factor: tl.constexpr = SCALE * LOG2E
     if SOFTCAP is not None:
-        bent = 2.0 / (tl.exp2(scores * (2.0 * factor / SOFTCAP)) + 1.0)  # 1 - tanh
-        scores = (SOFTCAP * 1.4426950408889634) * (1.0 - bent)
+        missing = 2.0 / (tl.exp2(scores * (2.0 * factor / SOFTCAP)) + 1.0)  # from tanh to 1
+        scores = (SOFTCAP * LOG2E) * (1.0 - missing)
     elif BIAS_RANK > 0:
         scores *= factor
     if BIAS_RANK == 1:
@@ -321,26 +345,19 @@ def _step(
         distance = ahead + num_distances // 2
         known = (distance >= 0) & (distance < num_distances)
         scores += tl.load(bias + distance, known, other=0.0) * LOG2E
-    if MASKED:
-        seen = (start + tl.arange(0, BLOCK_KEYS) < high)[None, :]
-        if CAUSAL:
-            seen = seen & (ahead <= 0)
-            if WINDOW is not None:
-                seen = seen & (ahead > -WINDOW)
-        elif WINDOW is not None:
-            seen = seen & (tl.abs(ahead) <= WINDOW // 2)
-        scores = tl.where(seen, scores, float("-inf"))
-    if SOFTCAP is None and BIAS_RANK == 0:  # the scale and the difference are one multiply-add
-        new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
-        weights = tl.exp2(scores * factor - new_peak[:, None])
-    else:
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_peak[:, None])
-    shrink = tl.exp2(peak - new_peak)
-    total = total * shrink + tl.sum(weights, 1)
-    v = _rows(v_head + start.to(tl.int64) * v_stride, offset, v_stride, HEAD_DIM, BLOCK_DIM)
-    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return acc, total, new_peak
+    return scores
+
+
+@triton.jit
+def _seen(key, row, high, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    seen = key < high
+    if CAUSAL:
+        seen = seen & (key <= row)
+        if WINDOW is not None:
+            seen = seen & (row - key < WINDOW)
+    elif WINDOW is not None:
+        seen = seen & (tl.abs(row - key) <= WINDOW // 2)
+    return seen
 
 
 @triton.jit
