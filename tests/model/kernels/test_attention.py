@@ -13,7 +13,7 @@ from openbei.model.kernels.attention import BLOCKS, Tiles, attention, attention_
 from openbei.model.ops import Attention
 from openbei.model.ops.torch import TorchOps
 from openbei.model.spec import Batch
-from tests.model.kernels.aot import Compiled, compile_kernel
+from tests.model.kernels.aot import Compiled, compile_launch
 from tests.model.kernels.interpret import interpreted
 
 MIXED = (1, 63, 0, 130, 64, 65, 17)  # around the edges of tiles and blocks, and an empty sequence
@@ -163,30 +163,14 @@ def assert_as_good_as_the_twin(got: Tensor, case: Case, inputs: Inputs) -> None:
     assert float((got[:real].double() - exact).abs().max()) <= allowed
 
 
-def compiled(how: Attention, head_dim: int, rows: int, bias_rank: int = 0, dtype: str = "*bf16") -> Compiled:
-    """The kernel as it would run on an H100."""
-    blocks = BLOCKS[block_dim(head_dim), rows]
-    types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), dtype)
-    types |= dict.fromkeys(("cu_ptr", "sequence_ptr", "first_row_ptr"), "*i32")
-    types["bias_ptr"] = "*fp32" if bias_rank else "*i32"
-    strides = ("q_stride", "k_stride", "v_stride", "out_stride")
-    constants = {
-        "SCALE": how.scale,
-        "CAUSAL": how.causal,
-        "WINDOW": how.window,
-        "SOFTCAP": how.softcap,
-        "BIAS_RANK": bias_rank,
-        "GROUP": how.num_heads // how.num_kv_heads,
-        "HEAD_DIM": head_dim,
-        "BLOCK_DIM": block_dim(head_dim),
-        "BLOCK_ROWS": rows,
-        "BLOCK_KEYS": blocks.keys,
-    }
-    options = {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages}
-    if blocks.max_registers is not None:
-        options["maxnreg"] = blocks.max_registers
-    types |= dict.fromkeys((*strides, "num_distances"), "i32")
-    return compile_kernel(module._attention_kernel, types, constants, options, strides)
+def compiled(how: Attention, head_dim: int, rows: int, bias: tuple[int, ...] | None) -> Compiled:
+    """The kernel as it would run on an H100, in bfloat16."""
+    num_rows = 512
+    widths = [heads * head_dim for heads in (how.num_heads, how.num_kv_heads, how.num_kv_heads)]
+    q, k, v = torch.empty((num_rows, sum(widths)), dtype=torch.bfloat16, device="meta").split(widths, dim=1)
+    offsets = torch.empty(9, dtype=torch.int32, device="meta")
+    added = None if bias is None else torch.empty(bias, device="meta")
+    return compile_launch(lambda: module._launch(q, k, v, offsets, Tiles(offsets, offsets, rows), how, added))
 
 
 ENCODER = Attention(num_heads=16, num_kv_heads=16, scale=0.125)
@@ -196,21 +180,23 @@ MODERN = replace(ENCODER, window=128)
 
 
 @pytest.mark.parametrize(
-    ("how", "head_dim", "rows", "bias_rank"),
+    ("how", "head_dim", "rows", "bias"),
     [
-        *((ENCODER, head_dim, rows, 0) for head_dim, rows in BLOCKS if head_dim < 256),
-        (DECODER, 128, 64, 0),
-        (DECODER, 128, 128, 0),
-        (GEMMA, 256, 64, 0),
-        (GEMMA, 256, 128, 0),
-        (ENCODER, 96, 64, 0),
-        (MODERN, 64, 128, 0),
-        (ENCODER, 64, 64, 1),
-        (ENCODER, 64, 128, 2),
+        *((ENCODER, head_dim, rows, None) for head_dim, rows in BLOCKS if head_dim < 128),
+        (DECODER, 128, 64, None),
+        (DECODER, 128, 128, None),
+        (GEMMA, 256, 64, None),
+        (GEMMA, 256, 128, None),
+        (ENCODER, 96, 64, None),
+        (MODERN, 64, 128, None),
+        (ENCODER, 64, 64, (16,)),
+        (ENCODER, 64, 128, (16, 1023)),
     ],
 )
-def test_it_compiles_to_tensor_cores_without_a_spill(how: Attention, head_dim: int, rows: int, bias_rank: int) -> None:
-    built = compiled(how, head_dim, rows, bias_rank)
+def test_it_compiles_to_tensor_cores_without_a_spill(
+    how: Attention, head_dim: int, rows: int, bias: tuple[int, ...] | None
+) -> None:
+    built = compiled(how, head_dim, rows, bias)
     built.check(max_registers=BLOCKS[block_dim(head_dim), rows].max_registers or 255)
     assert built.count("HGMMA") > 0
     assert built.count("HMMA") == 0
