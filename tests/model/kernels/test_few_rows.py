@@ -15,7 +15,8 @@ from openbei.model.kernels.few_rows import (
     workspace,
 )
 from openbei.model.kernels.quantize import E4M3, Quantized, quantize_rows_twin, quantize_weight
-from tests.model.kernels.launches import DEVICES, compiled, error, on, spread
+from tests.model.kernels.aot import compile_launch
+from tests.model.kernels.launches import DEVICES, error, on, spread
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -109,7 +110,7 @@ def test_compiled_for_the_h100(dtype: torch.dtype, num_tokens: int, width: int, 
     x, weight = meta(num_tokens, 4096, dtype=dtype), meta(width, 4096, dtype=dtype)
     if dtype == E4M3:
         x, weight = Quantized(x, meta(num_tokens, dtype=F32)), Quantized(weight, meta(width, dtype=F32))
-    built = compiled(lambda: _launch(x, weight, meta(width, dtype=BF16), BF16, workspace("meta")))
+    built = compile_launch(lambda: _launch(x, weight, meta(width, dtype=BF16), BF16, workspace("meta")))
     built.check(registers)
     assert built.count("QGMMA" if dtype == E4M3 else "HGMMA") > 0
     assert built.count("HMMA", "QMMA", "LDGSTS") == 0
