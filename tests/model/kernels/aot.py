@@ -9,16 +9,27 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 MAX_SHARED_BYTES = 232_448  # that one block may have on sm_90
+TYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.int32: "i32",
+}
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 
@@ -45,6 +56,37 @@ class Compiled:
         assert self.count("LDL", "STL") == 0, self.opcodes
         assert self.shared_bytes <= MAX_SHARED_BYTES
         assert self.scratch_bytes == 0
+
+
+def compile_launch(launch: Callable[[], object]) -> Compiled:
+    """A call that launches one kernel, made with meta tensors -> that kernel, specialised as the launch asks for."""
+    calls = []
+
+    def record(self: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> None:
+        calls.append((self, dict(zip(self.arg_names, args, strict=False)) | kwargs))
+
+    with patch.object(JITFunction, "run", record):
+        launch()
+    [(kernel, values)] = calls
+    types, constants, multiples = {}, {}, []
+    for parameter in kernel.params:
+        value, special = values.pop(parameter.name), not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
+            constants[parameter.name] = value
+            continue
+        types[parameter.name] = _type(value)
+        if special and type(value) is int and value % 16 == 0:
+            multiples.append(parameter.name)
+    options = {name: value for name, value in values.items() if value is not None}
+    return compile_kernel(kernel, types, constants, options, multiples)
+
+
+def _type(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"*{TYPES[value.dtype]}"
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"
+    return "fp32" if isinstance(value, float) else "i32"
 
 
 def compile_kernel(

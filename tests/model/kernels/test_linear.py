@@ -19,7 +19,8 @@ from openbei.model.kernels.linear import (
 )
 from openbei.model.kernels.quantize import E4M3, Quantized, quantize_rows_twin, quantize_weight
 from openbei.model.spec import Activation
-from tests.model.kernels.launches import DEVICES, NO_GPU, compiled, error, on, spread, strided
+from tests.model.kernels.aot import compile_launch
+from tests.model.kernels.launches import DEVICES, NO_GPU, error, on, spread, strided
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -206,7 +207,7 @@ def test_compiled_for_the_h100(
     bias = meta(8192, dtype=BF16) if biased else None
     result = meta(num_tokens, 4096 if kind else 8192, dtype=out)
     scale = meta(num_tokens, dtype=F32) if out == E4M3 else None
-    built = compiled(lambda: _launch_fp8(x, weight, bias, result, kind, scale, num_programs=132))
+    built = compile_launch(lambda: _launch_fp8(x, weight, bias, result, kind, scale, num_programs=132))
     built.check(registers)
     assert built.count("QGMMA") > 0
     assert built.count("HGMMA", "HMMA", "QMMA") == 0

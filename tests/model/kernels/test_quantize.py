@@ -13,11 +13,11 @@ from openbei.model.kernels.quantize import (
     quantize_weight,
     to_e4m3,
 )
+from tests.model.kernels.aot import compile_launch
 from tests.model.kernels.launches import (
     DEVICES,
     DEVICES_AND_DTYPES,
     NO_GPU,
-    compiled,
     on,
     spread,
     strided,
@@ -114,10 +114,11 @@ def test_the_kernel_equals_its_twin_bit_for_bit(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("width", [384, 4096, 28672])
 def test_compiled_for_the_h100(width: int) -> None:
-    built = compiled(lambda: _launch(torch.empty(100, width, dtype=torch.bfloat16, device="meta")))
+    built = compile_launch(lambda: _launch(torch.empty(100, width, dtype=torch.bfloat16, device="meta")))
     built.check(max_registers=64)
     assert built.count("LDG") == built.count("LDG.E.128")
     assert "div.full" not in built.ptx
+    assert "min.NaN." in built.ptx  # and not the min that drops a NaN
     assert "div.rn.f32" in built.ptx
 
 
