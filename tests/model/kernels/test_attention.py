@@ -55,7 +55,7 @@ def cases() -> list[Case]:
         Case("causal", replace(two, causal=True)),
         Case("causal tall", replace(two, causal=True), rows=128),
         Case("causal window of 1", replace(two, causal=True, window=1)),
-        Case("causal window", replace(two, causal=True, window=50)),
+        Case("causal window", replace(two, causal=True, window=63)),
         Case("causal window tall", replace(two, causal=True, window=20), rows=128),
         Case("window", replace(two, window=50)),
         Case("odd window, tall", replace(two, window=51), rows=128),
