@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -23,15 +24,32 @@ from torch import Tensor
 
 from openbei.errors import ConfigError
 from openbei.model import transformer
+from openbei.model.kernels import activation, attention, embed, norm, pool, quantize, rope
 from openbei.model.ops import cuda
 from openbei.model.ops import torch as plain
-from openbei.model.ops.cuda import CudaModel, Placement, Rows, Size
+from openbei.model.ops.cuda import CudaModel, Placement, Rows
 from openbei.model.ops.cuda_weights import from_numpy
-from openbei.model.spec import Activation, Array, Batch, Layer, Linear, Model, Rope, num_parameters, pack
+from openbei.model.spec import (
+    Activation,
+    Array,
+    Batch,
+    Embedding,
+    Layer,
+    Linear,
+    Model,
+    ModelSpec,
+    Norm,
+    Rope,
+    Size,
+    Weights,
+    num_parameters,
+    pack,
+)
+from openbei.weights import quantize as weights_quantize
 from openbei.weights.load import load
-from openbei.weights.quantize import quantize
 from tests import families
 from tests.model import oracles
+from tests.model.kernels.aot import Compiled, compile_launch
 from tests.model.oracles import CudaRun, Floats, error
 
 LENGTHS = (3, 17, 1, 9, 30, 2)
@@ -117,7 +135,7 @@ class Fp8(plain.TorchOps):
 
 
 def _through_fp8(x: Tensor) -> Tensor:
-    values, scale = quantize(x.numpy())
+    values, scale = weights_quantize.quantize(x.numpy())
     return from_numpy(values.astype(np.float32) * scale[:, None])
 
 
@@ -330,6 +348,93 @@ def test_a_forward_reads_nothing_back(model: Model, fp8: bool) -> None:
     ):
         assert random.forward(words, size, "states").shape == (70, model.spec.width)
         assert random.forward(words, size, "vectors").shape == (9, model.embedding_dim)
+
+
+SHAPES = {
+    "bert-base": ModelSpec("bert", 30522, 768, 1, 12, 12, 64, 3072, 1e-12, "gelu", 512, num_segments=2),
+    "qwen3-8b": ModelSpec(
+        "qwen3", 151669, 4096, 1, 32, 8, 128, 12288, 1e-6, "silu", 32768, "rms", "pre", causal=True, rope=Rope(1e6)
+    ),
+}
+
+
+@pytest.mark.parametrize(("shapes", "fp8"), [("bert-base", False), ("qwen3-8b", True)])
+def test_every_launch_compiles_for_an_h100_and_spills_nothing(shapes: str, fp8: bool) -> None:
+    """Of one layer with what stands around it, as it is called here, on tensors without values."""
+    hollow = CudaModel(
+        _hollow(SHAPES[shapes]),
+        Placement("meta", "bfloat16", fp8),
+        lambda array: torch.empty(array.shape, device="meta"),
+    )
+    size = Size(512, 8)
+    words = torch.empty(hollow.num_words(size), dtype=torch.int32, device="meta")
+    compiled: dict[str, Compiled] = {}
+    with patch.multiple(cuda, **{name: _compiling(name, launch, compiled) for name, launch in KERNELS.items()}):
+        hollow.forward(words, size, "vectors")
+    assert set(compiled) == {
+        "embed",
+        "add_norm",
+        "attention",
+        "pool",
+        *(("rope_", "gated", "quantize_rows") if fp8 else ("activate",)),
+    }
+    for each in compiled.values():
+        each.check(max_registers=255)
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "embed": embed._launch,
+    "add_norm": norm._launch_add_norm,
+    "activate": partial(activation._launch, gated=False),
+    "gated": partial(activation._launch, gated=True),
+    "rope_": rope._launch,
+    "attention": attention._launch,
+    "pool": pool._launch,
+    "quantize_rows": quantize._launch,
+}
+
+
+def _compiling(name: str, launch: Callable[..., Any], compiled: dict[str, Compiled]) -> Callable[..., Any]:
+    """A launch that is compiled and not run."""
+
+    def call(*args: Any) -> Any:
+        results: list[Any] = []
+        compiled[name] = compile_launch(lambda: results.append(launch(*args)))
+        return results[0]
+
+    return call
+
+
+def _hollow(spec: ModelSpec) -> Model:
+    """A model of this shape, its arrays without memory; biases and segments as BERT has them, q and k norms as Qwen3."""
+    bert, width = spec.norm == "layer", spec.width
+
+    def array(*shape: int) -> Array:
+        return np.broadcast_to(np.float32(0), shape)
+
+    def linear(rows: int, columns: int) -> Linear:
+        return Linear(array(rows, columns), array(rows) if bert else None)
+
+    def norm(columns: int = width) -> Norm:
+        return Norm(array(columns), array(columns) if bert else None)
+
+    inner, keys, ffn = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, spec.ffn_width
+    layer = Layer(
+        q=linear(inner, width),
+        k=linear(keys, width),
+        v=linear(keys, width),
+        out=linear(width, inner),
+        attention_norm=norm(),
+        up=linear(ffn, width),
+        down=linear(width, ffn),
+        ffn_norm=norm(),
+        gate=None if bert else linear(ffn, width),
+        q_norm=None if bert else norm(spec.head_dim),
+        k_norm=None if bert else norm(spec.head_dim),
+    )
+    tables = (array(512, width), array(2, width), norm()) if bert else (None, None, None)
+    embedding = Embedding(array(spec.vocab_size, width), *tables)
+    return Model(spec, Weights(embedding, (layer,), final_norm=None if bert else norm()), "mean")
 
 
 # --- what is uploaded

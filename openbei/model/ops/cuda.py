@@ -29,11 +29,11 @@ from openbei.model.kernels.pool import pool
 from openbei.model.kernels.quantize import Quantized, quantize_rows
 from openbei.model.kernels.rope import Angles, HeadNorms, rope_
 from openbei.model.ops import Attention, NormSpec
-from openbei.model.ops.cuda_batch import Layout, Regions, Size
+from openbei.model.ops.cuda_batch import Layout, Regions
 from openbei.model.ops.cuda_weights import DeviceWeights, Placement, Product, Upload, place
-from openbei.model.spec import Activation, Batch, Embedding, Linear, Model, ModelSpec, Norm, Output, Pooling, Rope
+from openbei.model.spec import Activation, Batch, Embedding, Linear, Model, ModelSpec, Norm, Output, Pooling, Rope, Size
 
-__all__ = ["CudaModel", "CudaOps", "Placement", "Size", "Upload"]
+__all__ = ["CudaModel", "CudaOps", "Placement", "Upload"]
 
 FORWARDS = {"vectors": transformer.embed, "states": transformer.states, "labels": transformer.classify}
 
