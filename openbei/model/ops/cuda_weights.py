@@ -207,7 +207,7 @@ class _Placer:
         return self.placement.fp8 and fits
 
     def _quantized(self, linears: Sequence[Linear]) -> tuple[Tensor, Tensor]:
-        parts = [quantize_weight(self._cast(linear.weight, torch.float32)) for linear in linears]
+        parts = [quantize_weight(self.upload(linear.weight)) for linear in linears]  # widened piece by piece
         values = torch.cat([part.values.view(torch.uint8) for part in parts])
         return values.view(E4M3), torch.cat([part.scale for part in parts])
 
