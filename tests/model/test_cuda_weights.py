@@ -14,7 +14,9 @@ from torch import Tensor
 from openbei.errors import ConfigError
 from openbei.model.ops import torch as plain
 from openbei.model.ops.cuda import CudaModel, Placement
+from openbei.model.ops.cuda_batch import Layout
 from openbei.model.ops.cuda_weights import from_numpy
+from openbei.model.positions import cos_sin
 from openbei.model.spec import Array, Layer, Linear, Model, Rope, Size, num_parameters, pack
 from tests.model import oracles
 from tests.model.cuda_cases import LENGTHS, batch_of, counted, fp8_states, mapped
@@ -74,6 +76,25 @@ def test_bytes_on_the_device_arecounted(model: Model) -> None:
     assert 2 * num_parameters(model) < in_bfloat16 < 2.3 * num_parameters(model) + 200_000
 
 
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(
+    ("family", "inside", "last", "keep_sum"),
+    [("bert", "both", "plain", False), ("llama", "quantized", "quantized", True)],
+)
+def test_a_norm_makes_what_is_read_and_no_more(model: Model, fp8: bool, inside: str, last: str, keep_sum: bool) -> None:
+    """After a block (bert) its result is the next residual, before it (llama) its input; after the last one neither."""
+    norms = CudaModel(model, Placement("cpu", "bfloat16", fp8)).weights.norms
+    weights = model.weights
+    in_order = [norms[id(norm)] for layer in weights.layers for norm in (layer.attention_norm, layer.ffn_norm)]
+    wanted = [*[inside] * (len(in_order) - 1), last] if fp8 else ["plain"] * len(in_order)
+    assert [norm.want for norm in in_order] == wanted
+    assert {norm.keep_sum for norm in in_order} == {keep_sum}
+    if weights.final_norm is not None:
+        assert norms[id(weights.final_norm)].want == "plain"
+    if weights.embedding.norm is not None:
+        assert norms[id(weights.embedding.norm)].want == (inside if fp8 else "plain")
+
+
 @pytest.mark.parametrize("family", ["bert"])
 def test_a_product_that_fp8_does_not_fit_stays_in_16_bit_and_is_named(
     model: Model, caplog: pytest.LogCaptureFixture
@@ -114,6 +135,43 @@ def test_rotary_positions_that_a_batch_has_no_words_for_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         CudaModel(replace(model, spec=replace(model.spec, **changes)), Placement("cpu", "bfloat16"))
+
+
+@pytest.mark.parametrize("family", ["bert", "nomic-dynamic"])
+def test_a_batch_lies_in_its_words_padded(model: Model, family: str) -> None:
+    """Padding rows are token 0 at position 0 of no sequence, padding sequences are empty, absent tiles are -1."""
+    layout, size = Layout(model.spec), Size(7, 4)
+    words = np.full(layout.num_words(size), -7, np.int32)
+    batch = pack(model.spec, [[5, 6], [7, 8, 9]], [[0, 1], [0, 0, 1]])
+    layout.write(batch, size, words)
+    regions = layout.regions(words, size)
+    dynamic = family == "nomic-dynamic"
+    assert regions.ids.tolist() == [5, 6, 7, 8, 9, 0, 0]
+    assert regions.positions.tolist() == ([0, 1, 2, 3, 4, 0, 0] if dynamic else [0, 1, 0, 1, 2, 0, 0])
+    assert regions.types.tolist() == [0, 1, 0, 0, 1, 0, 0]
+    assert regions.cu_seqlens.tolist() == [0, 2, 5, 5, 5]
+    assert sorted(zip(regions.tile_sequence.tolist(), regions.tile_first_row.tolist(), strict=True)) == [
+        *[(-1, -1)] * 2,
+        (0, 0),
+        (1, 2),
+    ]
+    if dynamic:
+        assert model.spec.rope is not None
+        table = regions.angles.view(np.float32).reshape(2, 7, -1)
+        np.testing.assert_array_equal(table[:, :5], cos_sin(model.spec.rope, model.spec.head_dim, batch))
+        assert not table[:, 5:].any()
+    else:
+        assert len(regions.angles) == 0
+
+
+@pytest.mark.parametrize("family", ["bert", "nomic-dynamic"])
+def test_regions_begin_at_16_bytes_and_never_overlap(model: Model) -> None:
+    layout = Layout(model.spec)
+    for size in (Size(1, 1), Size(17, 3), Size(4095, 130)):
+        regions = layout.regions(np.arange(layout.num_words(size), dtype=np.int32), size)
+        begins = [region[0] for region in regions if len(region)]
+        assert all(begin % 4 == 0 for begin in begins)
+        assert len(np.unique(np.concatenate(regions))) == sum(map(len, regions))
 
 
 @pytest.mark.parametrize("family", ["bert"])
