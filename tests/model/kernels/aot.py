@@ -104,7 +104,8 @@ def compile_kernel(
     missing = set(names) - set(types) - set(constants)
     assert not missing, f"no type and no value for {sorted(missing)}"
     signature = {name: types.get(name, "constexpr") for name in names}
-    aligned = {name for name, kind in signature.items() if kind.startswith("*")} | set(multiples)
+    pointers = [name for name, kind in signature.items() if kind.startswith("*")]
+    aligned = sorted({*pointers, *multiples})  # in one order: it is part of the cache's key
     source = ASTSource(
         fn=kernel,
         signature=signature,

@@ -1,6 +1,7 @@
 """Attention: the twin against the definition, the kernel against the twin, what it compiles to, and the tile list."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -143,6 +144,23 @@ def test_the_kernel_in_16_bits() -> None:
     assert_as_good_as_the_twin(got, case, inputs)
 
 
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_a_sequence_alone_comes_to_the_same_bits(place: str, request: pytest.FixtureRequest) -> None:
+    if place == "cuda":
+        request.getfixturevalue("device")
+    case = Case("batch", Attention(2, 1, 0.3, window=80), lengths=(7, 100, 64))
+    inputs = make(case, torch.float16, place)
+    alone = torch.tensor([0, case.lengths[1]], dtype=torch.int32)
+    own = slice(case.lengths[0], case.lengths[0] + case.lengths[1])
+    tiles = torch.from_numpy(make_tiles(alone.numpy(), 64, 2)).to(place)
+    with interpreted() if place == "cpu" else nullcontext():
+        batch = module._launch(inputs.q, inputs.k, inputs.v, inputs.cu_seqlens, inputs.tiles, case.how, None)
+        single = module._launch(
+            inputs.q[own], inputs.k[own], inputs.v[own], alone.to(place), Tiles(tiles[0], tiles[1], 64), case.how, None
+        )
+    assert torch.equal(batch[own], single)
+
+
 @pytest.mark.cuda
 @by_name
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -198,6 +216,7 @@ def test_it_compiles_to_tensor_cores_without_a_spill(
     how: Attention, head_dim: int, rows: int, bias: tuple[int, ...] | None
 ) -> None:
     built = compiled(how, head_dim, rows, bias)
+    # No bound of its own: 255 is the chip's, and up to it as many programs fit an SM as its shared memory lets in.
     built.check(max_registers=BLOCKS[block_dim(head_dim), rows].max_registers or 255)
     assert built.count("HGMMA") > 0
     assert built.count("HMMA") == 0
