@@ -69,6 +69,8 @@ def test_the_kernel_equals_its_twin(
     device: str, dtype: torch.dtype, kind: Activation, paired: bool, width: int
 ) -> None:
     x = strided((spread((3, 2 * width if paired else width)) / 10).to(dtype).to(device))
+    if kind == "sigmoid":
+        x[1] = -5.0  # it is less here than at the zeros beyond the row
     expected = twin(x.cpu(), kind, quantize=False, gated=paired)
     with on(device), without_e4m3():
         got = _launch(x, kind, quantize=False, gated=paired)
@@ -94,7 +96,6 @@ def test_the_kernel_keeps_nan() -> None:
     ("kind", "width", "quantize", "registers"),
     [
         ("gelu", 4096, False, 48),
-        ("silu", 14336, False, 32),
         ("gelu", 3072, True, 48),
         ("gelu_tanh", 14336, True, 32),
         ("silu", 28672, True, 64),

@@ -101,7 +101,7 @@ def test_slices_cover_the_depth_and_fit_the_workspace() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "num_tokens", "width", "registers"),
-    [(BF16, 16, 4096, 40), (BF16, 64, 1024, 80), (E4M3, 16, 28672, 40), (E4M3, 64, 4096, 80)],
+    [(BF16, 64, 4096, 80), (E4M3, 16, 28672, 40), (E4M3, 16, 4096, 40)],
 )
 def test_compiled_for_the_h100(dtype: torch.dtype, num_tokens: int, width: int, registers: int) -> None:
     def meta(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -169,12 +169,12 @@ def test_our_own_gated_product_equals_its_twin(
     assert error(out[:num_tokens], (expected / scale[:, None]).clamp(-448, 448)) <= 4e-6
 
 
-@pytest.mark.parametrize("tiles", [1, GROUP - 1, GROUP, GROUP + 1, 2 * GROUP + 3])
+@pytest.mark.parametrize("tiles", [1, GROUP, 2 * GROUP + 3])
 def test_every_tile_is_computed_whatever_the_number_of_programs(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TILES", ((None, module.Tile(16, 16, 32, 4, 3)),))
     x, weight = operands(16 * tiles - 3, 32, 48)
     expected = linear_fp8_twin(x, weight, None, F32)
-    for num_programs in (1, 2, 5, 1000):
+    for num_programs in (1, 5, 1000):
         out = torch.full(expected.shape, torch.nan)
         with on("cpu"):
             _launch_fp8(x, weight, None, out, num_programs=num_programs)
@@ -186,14 +186,10 @@ def test_every_tile_is_computed_whatever_the_number_of_programs(tiles: int, monk
     ("num_tokens", "kind", "out", "biased", "registers"),
     [
         (64, None, BF16, False, 128),
-        (512, None, BF16, True, 190),
-        (8192, None, BF16, False, 200),
-        (8192, None, BF16, True, 240),
-        (64, "silu", BF16, False, 128),
         (512, "silu", BF16, False, 128),
+        (8192, None, BF16, True, 240),
         (8192, "silu", BF16, False, 208),
         (8192, "silu", E4M3, False, 208),
-        (8192, "gelu", BF16, True, 255),
     ],
 )
 def test_compiled_for_the_h100(

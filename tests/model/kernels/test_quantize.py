@@ -112,12 +112,13 @@ def test_the_kernel_equals_its_twin_bit_for_bit(dtype: torch.dtype) -> None:
     assert torch.equal(got.values.view(torch.uint8).cpu(), expected.values.view(torch.uint8))
 
 
-@pytest.mark.parametrize("width", [384, 4096, 28672])
+@pytest.mark.parametrize("width", [384, 28672])
 def test_compiled_for_the_h100(width: int) -> None:
     built = compile_launch(lambda: _launch(torch.empty(100, width, dtype=torch.bfloat16, device="meta")))
     built.check(max_registers=64)
     assert built.count("LDG") == built.count("LDG.E.128")
     assert "div.full" not in built.ptx
+    assert "cvt.rn.satfinite.e4m3x2.f32" in built.ptx  # to nearest even
     assert "min.NaN." in built.ptx  # and not the min that drops a NaN
     assert "div.rn.f32" in built.ptx
 
