@@ -47,7 +47,7 @@ def linear_fp8(x: Quantized, weight: Tensor, scale: Tensor, bias: Tensor | None,
     check_fp8(x, Quantized(weight, scale), bias, out_dtype)
     if not x.values.is_cuda:
         return linear_fp8_twin(x, Quantized(weight, scale), bias, out_dtype)
-    return torch._scaled_mm(  # the public spelling of it has no CPU version in PyTorch 2.11
+    return torch._scaled_mm(
         x.values, weight.t(), x.scale[:, None], scale[None, :], bias=bias, out_dtype=out_dtype, use_fast_accum=True
     )
 
@@ -72,6 +72,8 @@ def gated_fp8(
     Raises ValueError as linear_fp8 does.
     """
     check_fp8(x, weight, bias, bias.dtype if bias is not None else torch.bfloat16)
+    if isinstance(out, Tensor) and len(weight.values) % 32:
+        raise ValueError(f"rows of e4m3 start at multiples of 16 bytes: {len(weight.values) // 2} is none")
     if not x.values.is_cuda:
         return gated_fp8_twin(x, weight, bias, kind, out)
     shape, device = (len(x.values), len(weight.values) // 2), x.values.device

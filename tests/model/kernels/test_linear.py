@@ -101,6 +101,12 @@ def test_what_a_gpu_would_refuse_or_get_wrong_is_refused_here_too(change, messag
             gated_fp8(x, weight, None, "silu", BF16)
 
 
+def test_a_gated_result_in_e4m3_has_aligned_rows() -> None:
+    x, weight = operands(3, 64, 48)
+    with pytest.raises(ValueError, match="24 is none"):
+        gated_fp8(x, weight, None, "silu", torch.ones(3))
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16, E4M3])
 @pytest.mark.parametrize("shape", [(6,), (6, 5)])
 def test_interleaving_takes_turns(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
