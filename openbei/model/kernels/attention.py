@@ -216,6 +216,7 @@ def _attention_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
+    """One tile of one head. Every load is of a row of its own sequence."""
     head = tl.program_id(0)
     tile = tl.program_id(1)
     sequence = tl.load(sequence_ptr + tile)
@@ -236,25 +237,9 @@ def _attention_kernel(
     elif BIAS_RANK == 2:
         bias = bias_ptr + head * num_distances
 
-    # Keys that some query of the tile sees: low <= key < high. Keys that all of them see: all_low <= key < all_high.
-    low, high, all_low, all_high = begin, end, begin, end
-    if CAUSAL:
-        high = tl.minimum(end, first + BLOCK_ROWS)
-        all_high = first + 1
-    if WINDOW is not None:
-        last = tl.minimum(end, first + BLOCK_ROWS) - 1
-        reach: tl.constexpr = WINDOW - 1 if CAUSAL else WINDOW // 2
-        low = tl.maximum(begin, first - reach)
-        all_low = tl.maximum(begin, last - reach)
-        if not CAUSAL:
-            high = tl.minimum(end, last + reach + 1)
-            all_high = tl.minimum(end, first + reach + 1)
-    num_before = tl.cdiv(all_low - low, BLOCK_KEYS)
-    whole = low + num_before * BLOCK_KEYS
-    num_whole = tl.maximum(all_high - whole, 0) // BLOCK_KEYS
-    after = whole + num_whole * BLOCK_KEYS
-    num_after = tl.cdiv(tl.maximum(high - after, 0), BLOCK_KEYS)
-
+    low, num_before, whole, num_whole, after, num_after, high = _keys(
+        first, begin, end, CAUSAL, WINDOW, BLOCK_ROWS, BLOCK_KEYS
+    )
     peak = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     acc = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
@@ -275,6 +260,38 @@ def _attention_kernel(
     out_block = out_ptr + first.to(tl.int64) * out_stride + head * HEAD_DIM + offset * out_stride + column
     mine = (first + offset < end) & (column < HEAD_DIM)
     tl.store(out_block, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mine)
+
+
+@triton.jit
+def _keys(
+    first,
+    begin,
+    end,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+):
+    """The keys of a tile in blocks: num_before from low on, num_whole that every query sees whole, num_after."""
+    # Some query sees low <= key < high, every query sees all_low <= key < all_high.
+    low, high, all_low, all_high = begin, end, begin, end
+    if CAUSAL:
+        high = tl.minimum(end, first + BLOCK_ROWS)
+        all_high = first + 1
+    if WINDOW is not None:
+        last = tl.minimum(end, first + BLOCK_ROWS) - 1
+        reach: tl.constexpr = WINDOW - 1 if CAUSAL else WINDOW // 2
+        low = tl.maximum(begin, first - reach)
+        all_low = tl.maximum(begin, last - reach)
+        if not CAUSAL:
+            high = tl.minimum(end, last + reach + 1)
+            all_high = tl.minimum(end, first + reach + 1)
+    num_before = tl.cdiv(all_low - low, BLOCK_KEYS)
+    whole = low + num_before * BLOCK_KEYS
+    num_whole = tl.maximum(all_high - whole, 0) // BLOCK_KEYS
+    after = whole + num_whole * BLOCK_KEYS
+    num_after = tl.cdiv(tl.maximum(high - after, 0), BLOCK_KEYS)
+    return low, num_before, whole, num_whole, after, num_after, high
 
 
 @triton.jit
