@@ -154,7 +154,8 @@ def gated_fp8_twin(
 
 def _gated(gate_up: Tensor, kind: Activation) -> Tensor:
     gate, up = gate_up.unflatten(1, (-1, 2)).unbind(-1)
-    return ACTIVATIONS[kind](gate) * up
+    y: Tensor = ACTIVATIONS[kind](gate) * up
+    return y
 
 
 def tile_for(num_tokens: int, gated: bool = False) -> Tile:
