@@ -69,7 +69,8 @@ def test_the_kernel_equals_its_twin(
     device: str, dtype: torch.dtype, kind: Activation, paired: bool, width: int
 ) -> None:
     x = strided((spread((3, 2 * width if paired else width)) / 10).to(dtype).to(device))
-    x[1] = -5.0  # sigmoid is less here than at the zeros beyond the row
+    if kind == "sigmoid":
+        x[1] = -5.0  # it is less here than at the zeros beyond the row
     expected = twin(x.cpu(), kind, quantize=False, gated=paired)
     with on(device), without_e4m3():
         got = _launch(x, kind, quantize=False, gated=paired)

@@ -107,9 +107,10 @@ def test_the_kernel_keeps_nan(device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_kernel_equals_its_twin_bit_for_bit(dtype: torch.dtype) -> None:
     x = spread((300, 4096)).to(dtype).cuda()
-    got, expected = _launch(x), quantize_rows_twin(x.cpu())
-    assert torch.equal(got.scale.cpu(), expected.scale)
-    assert torch.equal(got.values.view(torch.uint8).cpu(), expected.values.view(torch.uint8))
+    expected = quantize_rows_twin(x.cpu())
+    for got in (_launch(x), quantize_weight(x)):
+        assert torch.equal(got.scale.cpu(), expected.scale)
+        assert torch.equal(got.values.view(torch.uint8).cpu(), expected.values.view(torch.uint8))
 
 
 @pytest.mark.parametrize("width", [384, 28672])
