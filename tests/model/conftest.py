@@ -1,15 +1,12 @@
-"""Tiny models run fastest on one thread: with more, PyTorch waits longer for its threads than they work."""
+"""What the tests of models may ask for."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from openbei.model.spec import Model
 from openbei.weights.load import load
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture

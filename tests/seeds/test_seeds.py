@@ -36,15 +36,6 @@ CHATS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The judges are too small for two: beside an engine's threads they would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def of(task: str) -> list[str]:
     return [name for name, seed in SEEDS.items() if seed.task == task]
 
