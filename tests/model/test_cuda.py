@@ -1,0 +1,167 @@
+"""The fused backend's numbers, on CPU tensors through the kernels' twins and, where there is one, on a GPU.
+
+Levels 1 and 3 run in test_levels.py and test_heads.py too. Here: padding that is poison, 16 bit and FP8 against plain
+operations of the same precision, and real weights.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pydoc_data.topics import topics
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from openbei.model.ops import cuda
+from openbei.model.ops import torch as plain
+from openbei.model.ops.cuda import Placement
+from openbei.model.spec import Batch, Layer, Model, pack
+from openbei.weights.load import load
+from tests import families
+from tests.model.cuda_cases import DEVICES, GPU, LENGTHS, batch_of, fp8_states, rounded_states
+from tests.model.oracles import CudaRun, Floats, error
+
+
+@pytest.fixture(params=families.ALL)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+# --- against plain operations
+
+
+@pytest.mark.parametrize("device", [GPU])
+def test_states_on_a_gpu_match_plain_float32(model: Model, device: str) -> None:
+    run = CudaRun(model, Placement(device, "float32"), "states")
+    for lengths in (LENGTHS, tuple(1 + number % 13 for number in range(40))):
+        batch = batch_of(model, lengths)
+        assert error(run(batch), plain.states(model, batch)) <= 1e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_padding_never_reaches_a_sequence(model: Model, device: str) -> None:
+    """Its rows are made NaN where the forward begins, and its words are -1 before they are written."""
+    batch = batch_of(model)
+    placement = Placement(device, "float32")
+    exact = CudaRun(model, placement, "vectors", num_spare=0)(batch)
+    assert np.isfinite(exact).all()
+    with _poisoned(batch.num_tokens):
+        padded = CudaRun(model, placement, "vectors", num_spare=37)(batch)
+    assert error(padded, exact) <= 1e-5
+
+
+@contextmanager
+def _poisoned(num_tokens: int) -> Iterator[None]:
+    right = cuda.embed
+
+    def embed(*args: Any) -> Tensor:
+        states = right(*args)
+        states[num_tokens:] = torch.nan
+        return states
+
+    with patch.object(cuda, "embed", embed):
+        yield
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_16_bit_is_at_most_twice_as_far_from_float32_as_plain_16_bit(model: Model, device: str, dtype: Any) -> None:
+    batch = batch_of(model)
+    wanted = plain.states(model, batch)
+    allowed = 2 * error(rounded_states(model, batch, dtype), wanted)
+    assert error(CudaRun(model, Placement(device, dtype), "states")(batch), wanted) <= allowed
+
+
+def test_fp8_in_float32_is_plain_fp8(model: Model) -> None:
+    """But for tokens with a value so near the middle of two of e4m3 that the order of a sum decides."""
+    model = _without_biases(model)
+    batch = batch_of(model)
+    wanted = fp8_states(model, batch)
+    away = np.abs(CudaRun(model, Placement("cpu", "float32", fp8=True), "states")(batch) - wanted).max(axis=1)
+    assert np.median(away) <= 1e-5
+    assert error(wanted, plain.states(model, batch)) > 0.1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_fp8_in_bfloat16_is_at_most_twice_as_far_from_float32_as_plain_fp8(model: Model, device: str) -> None:
+    batch = batch_of(model)
+    wanted = plain.states(model, batch)
+    states = CudaRun(model, Placement(device, "bfloat16", fp8=True), "states")(batch)
+    assert error(states, wanted) <= 2 * error(fp8_states(model, batch), wanted)
+
+
+def _without_biases(model: Model) -> Model:
+    """PyTorch has no FP8 product with a float32 bias."""
+    names = ("q", "k", "v", "out", "gate", "up", "down")
+
+    def bare(layer: Layer) -> Layer:
+        linears = {name: getattr(layer, name) for name in names if getattr(layer, name) is not None}
+        return replace(layer, **{name: replace(linear, bias=None) for name, linear in linears.items()})
+
+    return replace(model, weights=replace(model.weights, layers=tuple(map(bare, model.weights.layers))))
+
+
+# --- real weights
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Texts in batches, and their unit vectors in plain float32."""
+
+    model: Model
+    batches: list[Batch]
+    wanted: Floats
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    """64 paragraphs of Python's own documentation through MiniLM."""
+    checkpoint = load()
+    tokenizer = Tokenizer.from_file(str(checkpoint.text.tokenizer_file))
+    tokenizer.no_padding()
+    paragraphs = [" ".join(part.split()) for name in sorted(topics) for part in topics[name].split("\n\n")]
+    texts = [text for text in paragraphs if 60 < len(text) < 300 and text[0].isalpha()][::15][:64]
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    batches = [pack(checkpoint.model.spec, ids[start : start + 16]) for start in range(0, len(ids), 16)]
+    return Sample(
+        checkpoint.model, batches, _unit(np.concatenate([plain.embed(checkpoint.model, each) for each in batches]))
+    )
+
+
+def _unit(vectors: Floats) -> Floats:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _nearest(vectors: Floats) -> list[set[int]]:
+    """The ten nearest others of each."""
+    scores = vectors @ vectors.T
+    np.fill_diagonal(scores, -np.inf)
+    return [set(row) for row in np.argsort(-scores, axis=1)[:, :10].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fp8", "mean", "least", "overlap"),
+    [
+        ("float32", False, 1 - 1e-6, 1 - 1e-6, 1.0),
+        ("bfloat16", False, 0.99995, 0.9999, 0.98),
+        ("bfloat16", True, 0.997, 0.99, 0.94),
+    ],
+)
+@pytest.mark.parametrize("device", DEVICES)
+def test_minilm_keeps_its_neighbours(
+    sample: Sample, device: str, dtype: Any, fp8: bool, mean: float, least: float, overlap: float
+) -> None:
+    """Cosine to float32, on average and at worst, and how many of the ten nearest texts stay the same."""
+    placement = Placement(device, dtype, fp8)
+    run = CudaRun(sample.model, placement, "vectors")
+    vectors = _unit(np.concatenate([run(batch) for batch in sample.batches]))
+    cosines = (vectors * sample.wanted).sum(axis=1)
+    kept = [len(ours & theirs) / 10 for ours, theirs in zip(_nearest(vectors), _nearest(sample.wanted), strict=True)]
+    assert cosines.mean() >= mean
+    assert cosines.min() >= least
+    assert np.mean(kept) >= overlap
