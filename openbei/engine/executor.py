@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbei.config import DType
+from openbei.engine.precision import SHORT_NAMES
 from openbei.errors import ConfigError
 from openbei.model.ops.openvino import CompiledModel, CompileOptions, compile_model, native_bfloat16
 from openbei.model.spec import Batch, Model, Output, num_parameters, pack
@@ -100,6 +101,9 @@ def choose_dtype(dtype: DType) -> Literal["float32", "bfloat16"]:
 
     float16, which TEI's start commands name, is computed in float32: exact, and CPUs that multiply it are rare.
     """
+    dtype = SHORT_NAMES.get(dtype, dtype)
+    if dtype == "fp8":
+        raise ConfigError("dtype fp8 needs an NVIDIA GPU; on a CPU use auto, bfloat16 or float32")
     if dtype in ("float32", "float16"):
         return "float32"
     if native_bfloat16():

@@ -7,7 +7,7 @@ width, P positions, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,6 +225,13 @@ class Batch:
     def lengths(self) -> NDArray[np.int32]:
         """Tokens of each sequence, int32 (B,)."""
         return np.diff(self.cu_seqlens)
+
+
+class Size(NamedTuple):
+    """The shape of one launch: a batch is padded to it where launches are recorded ahead."""
+
+    num_tokens: int
+    num_sequences: int
 
 
 def pack(spec: ModelSpec, ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]] | None = None) -> Batch:
