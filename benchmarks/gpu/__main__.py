@@ -3,9 +3,9 @@
     python -m benchmarks.gpu                       # all of it; tables, and a last line of JSON
     python -m benchmarks.gpu --small --device cpu  # all of it, tiny and without a GPU: does it work at all?
 
-First every kernel and family against its plain twin (the tests marked cuda), then: copies, products and attention; whole
-models at real size with random weights, one request and full batches; the server over HTTP; sentence-transformers. A
-part that fails is told and the next one runs. Parts that no time is left for are named.
+First every kernel and family against its plain twin (the tests marked cuda), then: copies, products and attention;
+whole models at real size with random weights, one request and full batches; the server over HTTP;
+sentence-transformers. A part that fails is told and the next one runs. Parts that no time is left for are named.
 
 It needs Python 3.11 or later with torch, triton, transformers, sentence-transformers, tokenizers, safetensors and
 pytest; what a machine without a network then still lacks is named in wheels.txt, and how to carry it.

@@ -49,19 +49,25 @@ def products(machine: Machine, tiny: bool) -> Iterator[Row]:
         quantized = [quantize_weight(weight) for weight in weights]
         for num_rows in ROWS[:2] if tiny else ROWS:
             x = _random(machine, num_rows, k)
-            x8 = quantize_rows(x)
-            plain = rotated([lambda w=w: linear(x, w, None) for w in weights])
-            eight = rotated([lambda w=w: linear_fp8(x8, *w, None, torch.bfloat16) for w in quantized])
-            flops = 2 * num_rows * n * k * copies
+            launches = {"bf16": _plain(x, weights), "fp8": _eight_bit(x, quantized)}
             row: Row = {"what": name, "M": num_rows, "N": n, "K": k}
-            for key, launch in (("bf16", plain), ("fp8", eight)):
-                taken_s = seconds(machine, launch)
-                row |= {f"{key} us": taken_s / copies * 1e6, f"{key} TFLOP/s": flops / taken_s / TERA}
+            for key, launch in launches.items():
+                taken_s = seconds(machine, launch) / copies
+                row |= {f"{key} us": taken_s * 1e6, f"{key} TFLOP/s": 2 * num_rows * n * k / taken_s / TERA}
             yield row
 
 
+def _plain(x: Tensor, weights: list[Tensor]) -> Any:
+    return rotated([lambda w=w: linear(x, w, None) for w in weights])
+
+
+def _eight_bit(x: Tensor, quantized: list[tuple[Tensor, Tensor]]) -> Any:
+    rows = quantize_rows(x)
+    return rotated([lambda w=w: linear_fp8(rows, *w, None, torch.bfloat16) for w in quantized])
+
+
 def attentions(machine: Machine, tiny: bool) -> Iterator[Row]:
-    """Our attention beside FlashAttention 2 of PyTorch, packed, over 8192 tokens; causal where there are fewer KV heads."""
+    """Our attention beside PyTorch's FlashAttention 2, 8192 packed tokens; causal where there are fewer KV heads."""
     for head_dim, num_heads, num_kv_heads, length in ATTENTIONS[:2] if tiny else ATTENTIONS:
         tokens = 2 * length if tiny else ATTENDED_TOKENS
         causal = num_kv_heads < num_heads
@@ -70,7 +76,7 @@ def attentions(machine: Machine, tiny: bool) -> Iterator[Row]:
         how = Attention(num_heads, num_kv_heads, head_dim**-0.5, causal)
         flops = 4 * tokens * length * num_heads * head_dim / (2 if causal else 1)
         row: Row = {"what": f"D {head_dim}, H {num_heads}, K {num_kv_heads}, S {length}", "causal": causal}
-        ours_s = seconds(machine, _ours(machine, (q, k, v), ends, how, head_dim))
+        ours_s = seconds(machine, _ours(machine, (q, k, v), ends, how))
         row |= {"ours us": ours_s * 1e6, "ours TFLOP/s": flops / ours_s / TERA}
         if machine.location != "cpu":
             flash_s = seconds(machine, _flash((q, k, v), ends, how, head_dim, length))
@@ -82,9 +88,12 @@ def _random(machine: Machine, *shape: int) -> Tensor:
     return torch.randn(shape, device=machine.location, dtype=torch.bfloat16)
 
 
-def _ours(machine: Machine, qkv: tuple[Tensor, ...], ends: Any, how: Attention, head_dim: int) -> Any:
+def _ours(machine: Machine, qkv: tuple[Tensor, ...], ends: Any, how: Attention) -> Any:
+    rows = rows_per_tile(int(ends[-1]))
+    size = num_tiles(int(ends[-1]), len(ends) - 1, rows)
+    sequence, first_row = torch.from_numpy(make_tiles(ends, rows, size)).to(machine.location)
     cu_seqlens = torch.from_numpy(ends).to(machine.location)
-    raise NotImplementedError
+    return lambda: attention(*qkv, cu_seqlens, Tiles(sequence, first_row, rows), how)
 
 
 def _flash(qkv: tuple[Tensor, ...], ends: Any, how: Attention, head_dim: int, length: int) -> Any:

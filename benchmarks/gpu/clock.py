@@ -33,7 +33,7 @@ def seconds(machine: Machine, launch: Callable[[], Tensor], runs: int = MOST_RUN
 
 
 def rotated(launches: Sequence[Callable[[], Tensor]]) -> Callable[[], Tensor]:
-    """Launches over different data, one after the other, as one: what a cache holds of the first is gone by the last."""
+    """Launches over different data as one launch: what a cache holds of the first is gone by the last."""
 
     def launch() -> Tensor:
         for one in launches:

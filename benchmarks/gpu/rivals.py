@@ -1,4 +1,4 @@
-"""sentence-transformers on the same device and folders, in the same run: bfloat16, sorted, its best batch size of three."""
+"""sentence-transformers on the same device and folders, in the same run: bfloat16, the best of three batch sizes."""
 
 import tempfile
 import time

@@ -290,7 +290,9 @@ def _step(
     there = column < HEAD_DIM
     if MASKED:
         there = (start + offset < high) & there
-    k = _rows(k_head + start.to(tl.int64) * k_stride + offset * k_stride + column, there, MASKED or HEAD_DIM < BLOCK_DIM)
+    k = _rows(
+        k_head + start.to(tl.int64) * k_stride + offset * k_stride + column, there, MASKED or HEAD_DIM < BLOCK_DIM
+    )
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     # Below, scores are in units of log2, so that exp2 is the exponential.
     factor: tl.constexpr = SCALE * 1.4426950408889634
@@ -323,7 +325,9 @@ def _step(
         weights = tl.exp2(scores - new_peak[:, None])
     shrink = tl.exp2(peak - new_peak)
     total = total * shrink + tl.sum(weights, 1)
-    v = _rows(v_head + start.to(tl.int64) * v_stride + offset * v_stride + column, there, MASKED or HEAD_DIM < BLOCK_DIM)
+    v = _rows(
+        v_head + start.to(tl.int64) * v_stride + offset * v_stride + column, there, MASKED or HEAD_DIM < BLOCK_DIM
+    )
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
     return acc, total, new_peak
 
