@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from openbei.model.kernels.attention import Tiles, attention, make_tiles, num_tiles, rows_per_tile
 from openbei.model.kernels.linear import linear, linear_fp8
 from openbei.model.kernels.quantize import quantize_rows, quantize_weight
 from torch import Tensor
