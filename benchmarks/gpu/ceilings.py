@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from openbei.model.kernels.attention import Tiles, attention, make_tiles, num_tiles, rows_per_tile
 from openbei.model.kernels.linear import linear, linear_fp8
 from openbei.model.kernels.quantize import quantize_rows, quantize_weight
 from torch import Tensor
 
 from benchmarks.gpu.clock import rotated, seconds
 from openbei.engine.machine import Machine
+from openbei.model.kernels.attention import Tiles, attention, make_tiles, num_tiles, rows_per_tile
 from openbei.model.ops import Attention
 
 Row = dict[str, Any]
