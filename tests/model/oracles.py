@@ -1,4 +1,4 @@
-"""A tiny model of each family with a packed batch and transformers' answer to it; the two backends as functions."""
+"""A tiny model of each family with a packed batch and transformers' answer to it; the backends as functions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbei.model.ops import openvino, torch
-from openbei.model.spec import Batch, Model, Pooling, pack
+from openbei.model.ops.cuda import CudaModel, Placement, Size
+from openbei.model.ops.cuda_weights import from_numpy
+from openbei.model.spec import Batch, Model, Output, Pooling, pack
 from openbei.weights.load import load
 from tests import families
 
 Floats = NDArray[np.float32]
 Ids = list[list[int]]
+BACKENDS = ("torch", "openvino", "cuda")  # cuda: on CPU tensors, in float32
 OPTIONS = openvino.CompileOptions(dtype="float32", num_streams=1, num_threads=1)
 
 
@@ -59,16 +62,47 @@ def pooled(states: Floats, batch: Batch, kind: Pooling) -> Floats:
 
 def states_of(backend: str, model: Model) -> Callable[[Batch], Floats]:
     """A backend's name and a model -> batch to token states (T, C)."""
-    if backend == "torch":
-        return lambda batch: torch.states(model, batch)
-    return openvino.compile_model(model, OPTIONS, "states").run
+    return _run_of(backend, model, "states")
 
 
 def vectors_of(backend: str, model: Model) -> Callable[[Batch], Floats]:
     """A backend's name and a model -> batch to pooled vectors (B, C)."""
+    return _run_of(backend, model, "vectors")
+
+
+def labels_of(backend: str, model: Model) -> Callable[[Batch], Floats]:
+    """A backend's name and a model -> batch to logits (B, L), or (T, L)."""
+    return _run_of(backend, model, "labels")
+
+
+def _run_of(backend: str, model: Model, output: Output) -> Callable[[Batch], Floats]:
     if backend == "torch":
-        return lambda batch: torch.embed(model, batch)
-    return openvino.compile_model(model, OPTIONS).run
+        run = {"states": torch.states, "vectors": torch.embed, "labels": torch.classify}[output]
+        return lambda batch: run(model, batch)
+    if backend == "openvino":
+        return openvino.compile_model(model, OPTIONS, output).run
+    return CudaRun(model, Placement("cpu", "float32"), output)
+
+
+class CudaRun:
+    """The fused backend as a function of a Batch: padded to a larger size, and cut again.
+
+    num_spare: tokens and sequences of padding.
+    """
+
+    def __init__(self, model: Model, placement: Placement, output: Output, num_spare: int = 3) -> None:
+        self.model = CudaModel(model, placement)
+        self.output: Output = output
+        self.per_token = output == "states" or (output == "labels" and model.head is not None and model.head.per_token)
+        self.num_spare = num_spare
+
+    def __call__(self, batch: Batch) -> Floats:
+        size = Size(batch.num_tokens + self.num_spare, len(batch.lengths) + self.num_spare)
+        words = np.full(self.model.num_words(size), -1, np.int32)
+        self.model.write(batch, size, words)
+        device = self.model.placement.device
+        rows = self.model.forward(from_numpy(words).to(device), size, self.output).cpu().numpy()
+        return rows[: batch.num_tokens if self.per_token else len(batch.lengths)]
 
 
 def error(one: Floats, other: Floats) -> float:

@@ -1,4 +1,4 @@
-"""Heads on both backends: logits against transformers' classifiers, and the mistakes that must be seen."""
+"""Heads on every backend: logits against transformers' classifiers, and the mistakes that must be seen."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from openbei.model.ops import openvino, torch
+from openbei.model.ops import torch
 from openbei.model.spec import Head, HeadLayer, Model, pack
 from openbei.weights.load import load
 from tests import families
 from tests.model import oracles
-from tests.model.oracles import error
+from tests.model.oracles import BACKENDS, error, labels_of
 
 LENGTHS = (3, 17, 1, 9, 30, 2)
 ENCODERS = (
@@ -55,10 +55,7 @@ class Case:
 
     def run(self, backend: str, model: Model | None = None) -> NDArray[np.float32]:
         model = model or self.model
-        batch = pack(model.spec, self.ids, self.types)
-        if backend == "torch":
-            return torch.classify(model, batch)
-        return openvino.compile_model(model, oracles.OPTIONS, "labels").run(batch)
+        return labels_of(backend, model)(pack(model.spec, self.ids, self.types))
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +74,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], Case]:
     return make
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}{'-changed' if row[2] else ''}")
 def test_logits_match_transformers(row: Row, backend: str, cases: Callable[[Row], Case]) -> None:
     case = cases(row)

@@ -1,4 +1,4 @@
-"""The maths of every family on both backends: levels 1 (against transformers), 3 (invariance) and 4 (seeded bugs)."""
+"""The maths of every family on every backend: levels 1 (against transformers), 3 (invariance) and 4 (seeded bugs)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +17,8 @@ from openbei.weights.load import load
 from tests import families
 from tests.model import oracles
 from tests.model.bugs import BUGS, SEEDED
-from tests.model.oracles import Case, error, pooled, states_of, vectors_of
+from tests.model.oracles import BACKENDS, Case, error, pooled, states_of, vectors_of
 
-BACKENDS = ("torch", "openvino")
 POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "last_token")
 TOLERANCE = 1e-4
 LENGTHS = (3, 17, 1, 9, 30, 2)

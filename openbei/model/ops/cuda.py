@@ -1,0 +1,178 @@
+"""The operations as fused GPU launches on packed tokens, and the model that runs on them.
+
+Owns what is launched when; never touches requests, files, time or an event. The arithmetic is in model/kernels, whose
+twins take the same path on CPU tensors. `CudaModel.forward` only launches: no shape depends on what a batch holds, and
+nothing is read back, so that a CUDA graph can capture it.
+
+One launch does several operations, so a value may wait for the next one (Rows). Three rules:
+- add waits: the norm that follows adds, and keeps the sum if it is the next residual.
+- rope waits: attention turns q and k in one launch, in place.
+- norm makes the forms that are read: plain, FP8 or both, as DeviceNorm says. A product in FP8 whose input has no such
+  form (attention's output) quantises it itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openbei.model import transformer
+from openbei.model.kernels.activation import activate, gated
+from openbei.model.kernels.attention import Tiles, attention, rows_per_tile
+from openbei.model.kernels.embed import embed
+from openbei.model.kernels.linear import linear, linear_fp8
+from openbei.model.kernels.norm import add_norm, head_norm
+from openbei.model.kernels.pool import pool
+from openbei.model.kernels.quantize import Quantized, quantize_rows
+from openbei.model.kernels.rope import Angles, rope_
+from openbei.model.ops import Attention, NormSpec
+from openbei.model.ops.cuda_batch import Layout, Regions, Size
+from openbei.model.ops.cuda_weights import DeviceWeights, Placement, Product, Upload, place
+from openbei.model.spec import Activation, Batch, Embedding, Linear, Model, ModelSpec, Norm, Output, Pooling, Rope
+
+__all__ = ["CudaModel", "CudaOps", "Placement", "Size", "Upload"]
+
+FORWARDS = {"vectors": transformer.embed, "states": transformer.states, "labels": transformer.classify}
+
+
+@dataclass(slots=True)
+class Rows:
+    """(rows, width) between two operations, in the forms that exist.
+
+    plain: as they are, columns of a wider product perhaps. quantized: in FP8. addend: what is still to be added to
+    plain. rope: by which plain is still to be turned.
+    """
+
+    plain: Tensor | None
+    quantized: Quantized | None = None
+    addend: Tensor | None = None
+    rope: Rope | None = None
+
+    def whole(self) -> Tensor:
+        """The plain rows, with what waited added."""
+        assert self.plain is not None
+        assert self.rope is None
+        if self.addend is not None:
+            self.plain, self.addend = self.plain + self.addend, None
+        return self.plain
+
+
+class CudaOps:
+    """Ops[Rows] over one batch on the device; each method is the definition in ops/__init__.py, fused."""
+
+    def __init__(self, spec: ModelSpec, weights: DeviceWeights, batch: Regions[Tensor]) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.batch = batch
+        self.dtype = weights.tables.word.dtype
+
+    def embed(self, tables: Embedding, scale: float) -> Rows:
+        """Tables at the batch's ids: (T, C)."""
+        of, batch = self.weights.tables, self.batch
+        return Rows(embed(batch.ids, batch.positions, batch.types, of.word, of.position, of.segment, scale))
+
+    def linear(self, x: Rows, linear: Linear, activation: Activation = "identity") -> Rows:
+        """(rows, in) -> (rows, out)."""
+        product = self.weights.products[id(linear)]
+        y = self._multiply(x, product)
+        return Rows(y) if activation == "identity" else _rows(activate(y, activation, product.feeds_fp8))
+
+    def linears(self, x: Rows, linears: Sequence[Linear]) -> Sequence[Rows]:
+        """Each of them, as columns of one product."""
+        product = self.weights.products[id(linears[0])]
+        return [Rows(part) for part in torch.split(self._multiply(x, product), list(product.widths), dim=1)]
+
+    def gated(self, x: Rows, up: Linear, gate: Linear, activation: Activation) -> Rows:
+        """(T, C) -> (T, F), the gate in the first half of one product."""
+        product = self.weights.products[id(gate)]
+        return _rows(gated(self._multiply(x, product), activation, product.feeds_fp8))
+
+    def add(self, x: Rows, y: Rows) -> Rows:
+        """x + y, when it is read."""
+        return Rows(x.whole(), addend=y.whole())
+
+    def norm(self, x: Rows, norm: Norm, spec: NormSpec) -> Rows:
+        """(T, C) with what waits to be added, or by heads."""
+        of = self.weights.norms[id(norm)]
+        assert x.plain is not None
+        if x.plain.shape[1] != len(of.weight):
+            return Rows(head_norm(x.whole(), of.weight, of.bias, spec))
+        normed = add_norm(x.plain, x.addend, of.weight, of.bias, spec, of.want, of.keep_sum)
+        if normed.x is not None:
+            x.plain, x.addend = normed.x, None
+        return Rows(normed.plain, normed.quantized)
+
+    def rope(self, x: Rows, num_heads: int, local: bool) -> Rows:
+        """(T, heads*D), to be turned by the token's angles."""
+        return Rows(x.whole(), rope=(self.spec.local_rope if local else None) or self.spec.rope)
+
+    def attention(self, q: Rows, k: Rows, v: Rows, how: Attention) -> Rows:
+        """(T, H*D), over the tiles of the batch."""
+        assert q.plain is not None
+        assert k.plain is not None
+        if q.rope is not None:
+            rope_(q.plain, k.plain, self._angles(q.rope))
+        batch, of = self.batch, self.weights
+        tiles = Tiles(batch.tile_sequence, batch.tile_first_row, rows_per_tile(len(batch.ids)))
+        bias = of.slopes if of.slopes is not None else of.bias
+        return Rows(attention(q.plain, k.plain, v.whole(), batch.cu_seqlens, tiles, how, bias))
+
+    def pool(self, x: Rows, kind: Pooling) -> Rows:
+        """(T, C) -> (B, C) float32."""
+        return Rows(pool(x.whole(), self.batch.cu_seqlens, kind))
+
+    def _multiply(self, x: Rows, product: Product) -> Tensor:
+        """x Wᵀ + b, (rows, in) -> (rows, out), in the precision of the product."""
+        if product.scale is None:
+            return linear(x.whole().to(product.weight.dtype), product.weight, product.bias)
+        quantized = x.quantized or quantize_rows(x.whole())
+        return linear_fp8(quantized, product.weight, product.scale, product.bias, self.dtype)
+
+    def _angles(self, rope: Rope) -> Angles:
+        """The tables of a Rope, or those that came with the batch."""
+        table = self.weights.angles.get(rope)
+        cos, sin = (
+            self.batch.angles.view(torch.float32).view(2, -1, self.spec.head_dim // 2) if table is None else table
+        )
+        return Angles(cos, sin, self.batch.positions)
+
+
+class CudaModel:
+    """A model on one device: lays batches out on the host, and launches a forward on them."""
+
+    def __init__(self, model: Model, placement: Placement, upload: Upload | None = None) -> None:
+        self.spec = model.spec
+        self.placement = placement
+        self.weights = place(model, placement, upload)
+        self._layout = Layout(model.spec)
+        self._model = _without_bias(model)
+
+    def num_words(self, size: Size) -> int:
+        """int32 words of a batch that is laid out for this size."""
+        return self._layout.num_words(size)
+
+    def write(self, batch: Batch, size: Size, words: NDArray[np.int32]) -> None:
+        """A batch -> its words, (num_words,), padded to the size. Raises ValueError if it does not fit."""
+        self._layout.write(batch, size, words)
+
+    def forward(self, words: Tensor, size: Size, output: Output) -> Tensor:
+        """Words int32 on the device -> float32 rows: (B, embedding_dim), (T, C) or labels (B, L) or (T, L), padded.
+
+        Launches only. Rows past the batch's own hold anything.
+        """
+        with torch.inference_mode():
+            ops = CudaOps(self.spec, self.weights, self._layout.regions(words, size))
+            return FORWARDS[output](ops, self._model).whole().float()
+
+
+def _without_bias(model: Model) -> Model:
+    """The model without what distance adds to scores: the device holds that."""
+    spec, weights = replace(model.spec, alibi=False), replace(model.weights, relative_bias=None)
+    return replace(model, spec=spec, weights=weights)
+
+
+def _rows(x: Tensor | Quantized) -> Rows:
+    return Rows(x) if isinstance(x, Tensor) else Rows(None, x)

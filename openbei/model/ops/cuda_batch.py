@@ -1,0 +1,116 @@
+"""How a batch lies in the int32 words that go to a GPU: one row of regions, their sizes given by the bucket alone.
+
+Owns the padding of a batch to its bucket; never touches a weight or a launch. Padding rows belong to no sequence:
+their ids and positions are 0, and no tile of attention covers them. Padding sequences have no rows.
+"""
+
+import itertools
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openbei.model.kernels.attention import make_tiles, num_tiles, rows_per_tile
+from openbei.model.positions import cos_sin
+from openbei.model.spec import Batch, ModelSpec
+
+Words = TypeVar("Words", NDArray[np.int32], Tensor)
+ALIGNMENT = 4  # words: kernels read 16 bytes at once
+
+
+class Size(NamedTuple):
+    """A bucket: the shapes of one launch. A batch of fewer tokens and sequences is padded to it."""
+
+    num_tokens: int
+    num_sequences: int
+
+
+class Regions(NamedTuple, Generic[Words]):
+    """Views of the words: ids, positions, types (T,); cu_seqlens (B + 1,); tile_sequence, tile_first_row: see Tiles.
+
+    angles: the bits of cos and sin, float32 (T, D / 2) each, where they depend on the batch (dynamic RoPE), else empty;
+    positions are then the rows of these.
+    """
+
+    ids: Words
+    positions: Words
+    types: Words
+    cu_seqlens: Words
+    tile_sequence: Words
+    tile_first_row: Words
+    angles: Words
+
+
+class Layout:
+    """Where the regions of a model's batches lie."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.dynamic = spec.rope is not None and spec.rope.scaling == "dynamic"
+
+    def lengths(self, size: Size) -> tuple[int, ...]:
+        """Words of each region."""
+        tokens, sequences = size
+        tiles = num_tiles(tokens, sequences, rows_per_tile(tokens))
+        return tokens, tokens, tokens, sequences + 1, tiles, tiles, tokens * self.spec.head_dim * self.dynamic
+
+    def num_words(self, size: Size) -> int:
+        """Words of all regions, each begun at a multiple of 16 bytes."""
+        return sum(map(_aligned, self.lengths(size)))
+
+    def regions(self, words: Words, size: Size) -> Regions[Words]:
+        """The words of a batch -> its regions. Raises ValueError if there are not num_words of them."""
+        if len(words) != self.num_words(size):
+            raise ValueError(f"a batch of {size} has {self.num_words(size)} words, got {len(words)}")
+        lengths = self.lengths(size)
+        starts = itertools.accumulate(map(_aligned, lengths), initial=0)
+        return Regions(*(words[start : start + length] for start, length in zip(starts, lengths, strict=False)))
+
+    def write(self, batch: Batch, size: Size, words: NDArray[np.int32]) -> None:
+        """A batch -> its words. Raises ValueError if it does not fit the size or reaches outside the model's tables."""
+        self._check(batch, size)
+        to = self.regions(words, size)
+        ends = batch.cu_seqlens
+        _pad(to.ids, batch.input_ids)
+        _pad(to.positions, np.arange(batch.num_tokens) if self.dynamic else batch.position_ids)
+        _pad(to.types, batch.token_type_ids)
+        _pad(to.cu_seqlens, ends, ends[-1])
+        tiles = make_tiles(ends, rows_per_tile(size.num_tokens), len(to.tile_sequence))
+        to.tile_sequence[:], to.tile_first_row[:] = tiles
+        if self.dynamic:
+            self._write_angles(batch, to.angles.view(np.float32).reshape(2, size.num_tokens, -1))
+
+    def _write_angles(self, batch: Batch, table: NDArray[np.float32]) -> None:
+        assert self.spec.rope is not None
+        table[:, batch.num_tokens :] = 0
+        table[:, : batch.num_tokens] = cos_sin(self.spec.rope, self.spec.head_dim, batch)
+
+    def _check(self, batch: Batch, size: Size) -> None:
+        """A kernel that reads outside a table reads anything, so no batch that would gets that far."""
+        spec = self.spec
+        tables = (
+            ("token id", batch.input_ids, spec.vocab_size),
+            ("position", batch.position_ids, spec.num_positions),
+            ("type", batch.token_type_ids, max(spec.num_segments, 1)),
+        )
+        for what, values, rows in tables:
+            if values.min() < 0 or values.max() >= rows:
+                raise ValueError(f"each {what} must be in 0 to {rows - 1}, got {values.min()} to {values.max()}")
+        counts = (
+            ("tokens", batch.num_tokens, size.num_tokens),
+            ("sequences", len(batch.lengths), size.num_sequences),
+            ("tokens in a sequence", batch.lengths.max(), spec.max_length),
+        )
+        for what, count, limit in counts:
+            if count > limit:
+                raise ValueError(f"at most {limit} {what} fit, got {count}")
+
+
+def _aligned(length: int) -> int:
+    return -(-length // ALIGNMENT) * ALIGNMENT
+
+
+def _pad(to: NDArray[np.int32], values: NDArray[np.int32], rest: int = 0) -> None:
+    to[: len(values)] = values
+    to[len(values) :] = rest
