@@ -113,7 +113,7 @@ class CudaExecutor:
         try:
             rows, wait = self._launch(batch, output, slot)
             wait()
-            return np.array(rows)
+            return rows.numpy().copy()  # the slot is the next batch's from here on
         finally:
             self._slots.put(slot)
 

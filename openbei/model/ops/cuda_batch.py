@@ -13,17 +13,10 @@ from torch import Tensor
 
 from openbei.model.kernels.attention import make_tiles, num_tiles, rows_per_tile
 from openbei.model.positions import cos_sin
-from openbei.model.spec import Batch, ModelSpec
+from openbei.model.spec import Batch, ModelSpec, Size
 
 Words = TypeVar("Words", NDArray[np.int32], Tensor)
 ALIGNMENT = 4  # words: kernels read 16 bytes at once
-
-
-class Size(NamedTuple):
-    """A bucket: the shapes of one launch. A batch of fewer tokens and sequences is padded to it."""
-
-    num_tokens: int
-    num_sequences: int
 
 
 class Regions(NamedTuple, Generic[Words]):
