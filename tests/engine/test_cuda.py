@@ -19,6 +19,7 @@ from openbei.weights.load import load
 from tests import families
 
 TOLERANCE = 1e-5
+torch.set_num_threads(1)  # for a tiny model the threads of more wait longer than they work
 
 
 @pytest.fixture(scope="module")
