@@ -1,4 +1,5 @@
-"""The pages that the code can write: docs/cli.md from the commands' own options, docs/metrics.md from the metrics.
+"""The pages that the code can write: docs/cli.md from the commands' own options, docs/metrics.md from the metrics,
+docs/models.md (by models.py) from the families, the tests' tables and docs/models.toml.
 
 python docs/generate.py            # writes them
 python docs/generate.py --check    # exit 1 if one is stale
@@ -93,7 +94,15 @@ def metrics_page() -> str:
     return METRICS_HEAD + "\n".join(rows) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "metrics.md": metrics_page}
+def models_page() -> str:
+    """The tables of models.py -> docs/models.md."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # it reads the tests' tables
+    import models
+
+    return models.models_page()
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "metrics.md": metrics_page, "models.md": models_page}
 
 
 def generate(check: bool) -> int:

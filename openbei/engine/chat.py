@@ -6,17 +6,20 @@ equal. Never touches token ids.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from openbei.engine.request import Chat, Message
 from openbei.errors import InvalidInput
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-Message = Mapping[str, Any]
+
+_MARKS = re.compile(r"content-([0-9]+)-of-a-message")
 
 
 class Rendered(str):
@@ -42,6 +45,20 @@ def render(
         return Rendered(_compile(template).render({**special_tokens, **names}))
     except Exception as error:  # whatever a program of the model's makes of these messages
         raise InvalidInput(f"the model's chat template refuses the messages: {error}") from error
+
+
+def render_whole(template: str, chat: Chat, special_tokens: Mapping[str, str]) -> Rendered:
+    """As render, but a message that the template passes over is refused: the score would be that of another chat.
+
+    Many templates skip a role that they do not know ("Assistant") without a word, so a chat of the same roles, whose
+    contents are marks, is rendered too.
+    """
+    marked = [{**message, "content": f"content-{index}-of-a-message"} for index, message in enumerate(chat)]
+    shown = set(_MARKS.findall(render(template, marked, special_tokens)))
+    for index in range(len(chat)):
+        if str(index) not in shown:
+            raise InvalidInput(f"the model's chat template passes over message {index} of a chat: is its role known?")
+    return render(template, chat, special_tokens)
 
 
 @cache

@@ -4,7 +4,7 @@ Also whether tokenizer and model fit. Owns the checks of inputs and options agai
 tokens, permits or threads.
 """
 
-from openbei.engine.request import EngineInfo, Input, Kind, Pair, Request, num_characters
+from openbei.engine.request import Chat, EngineInfo, Input, Kind, Pair, Request, num_characters
 from openbei.errors import BatchTooLarge, EmptyInput, InvalidInput, ModelError, UnknownPrompt, WrongTask
 
 MODELS: dict[Kind, str] = {
@@ -47,11 +47,13 @@ def check_options(request: Request, info: EngineInfo) -> None:
 def check_input(item: Input, request: Request, info: EngineInfo) -> None:
     """Raise InvalidInput or UnknownPrompt for one input that its request or the model cannot take."""
     by_token = request.task == "classify_tokens"
+    if isinstance(item, Chat) and request.task != "classify":
+        raise InvalidInput(f"{request.task} takes no messages: only classify does")
     if by_token and not isinstance(item, str):
         raise InvalidInput("classify_tokens takes texts, not pairs or token ids")
-    if request.options.prompt_name is not None and (by_token or isinstance(item, Pair)):
-        raise UnknownPrompt("a pair of texts takes no prompt_name, and neither does classify_tokens")
-    if not isinstance(item, str | Pair) and max(item) >= info.vocab_size:
+    if request.options.prompt_name is not None and (by_token or isinstance(item, Pair | Chat)):
+        raise UnknownPrompt("a pair of texts or a chat takes no prompt_name, and neither does classify_tokens")
+    if not isinstance(item, str | Pair | Chat) and max(item) >= info.vocab_size:
         raise InvalidInput(f"token id {max(item)} >= vocabulary size {info.vocab_size}")
 
 

@@ -22,7 +22,7 @@ from openbei.engine.local import LocalCalls
 from openbei.engine.metrics import Metrics
 from openbei.engine.pending import Pending
 from openbei.engine.queue import Encoding, Queue
-from openbei.engine.request import Request, Result, Task, num_characters
+from openbei.engine.request import Chat, Request, Result, Task, num_characters
 from openbei.engine.settle import default_prompt, describe, kind_of, limited
 from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
 from openbei.engine.tokens import tokens_of
@@ -113,7 +113,8 @@ class Engine(LocalCalls):
         pending = Pending(request, self._clock(), self._labels.activation if self._labels else "identity")
         pending.future.add_done_callback(lambda _: self._release(num_permits))
         pending.future.add_done_callback(lambda future: self._count(request, future))
-        if sum(map(num_characters, request.inputs)) <= INLINE_CHARACTERS:
+        has_chat = any(isinstance(one, Chat) for one in request.inputs)  # its template is a program of the model's
+        if not has_chat and sum(map(num_characters, request.inputs)) <= INLINE_CHARACTERS:
             self._tokenize(pending, wait)
         else:
             self._tokenizers.submit(self._tokenize, pending, wait)

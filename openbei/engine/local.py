@@ -14,7 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbei.config import EngineConfig
-from openbei.engine.request import EngineInfo, Input, Options, Pair, Request, Result, Rows, Task
+from openbei.engine.request import (
+    EngineInfo,
+    Input,
+    Message,
+    Options,
+    Pair,
+    Request,
+    Result,
+    Rows,
+    Task,
+    with_chats,
+)
 
 CHUNK_INPUTS = 256
 WINDOW_INPUTS = 4096
@@ -54,9 +65,14 @@ class LocalCalls(ABC):
         parts = list(self._chunks(pairs, "rerank", Options(raw_scores=raw_scores)))
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
-    def classify(self, texts: Sequence[str | Pair], raw_scores: bool = False) -> Floats:
-        """Texts or pairs -> scores float32 (N, L), in the order of info.labels. Raises WrongTask, RequestError."""
-        parts = list(self._chunks(texts, "classify", Options(raw_scores=raw_scores)))
+    def classify(
+        self, inputs: Sequence[str | Pair | Sequence[Message]] | Sequence[Message], raw_scores: bool = False
+    ) -> Floats:
+        """Texts, pairs, lists of messages, or one such list -> scores float32 (N, L), in the order of info.labels.
+
+        Raises WrongTask, RequestError.
+        """
+        parts = list(self._chunks(with_chats(inputs), "classify", Options(raw_scores=raw_scores)))
         return np.concatenate(parts) if parts else np.empty((0, len(self.info.labels)), np.float32)
 
     def _chunks(

@@ -3,12 +3,16 @@
 Owns the shapes that cross between server and engine; never HTTP, JSON or tensors other than NumPy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from openbei.errors import InvalidInput
+
+Message = Mapping[str, Any]
 
 
 class Pair(NamedTuple):
@@ -18,7 +22,25 @@ class Pair(NamedTuple):
     second: str
 
 
-Input = str | Sequence[int] | Pair
+class Chat(tuple[Message, ...]):
+    """Messages that the model reads as one input, by its chat template: {"role": "user", "content": "..."} and so on.
+
+    Keys beside these two reach the template as they are. Raises InvalidInput if a message lacks one of them as text.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, messages: Iterable[Message]) -> Self:
+        """Messages, checked."""
+        chat = super().__new__(cls, messages)
+        for index, message in enumerate(chat):
+            for key in ("role", "content"):
+                if not isinstance(message, Mapping) or not isinstance(message.get(key), str):
+                    raise InvalidInput(f"message {index} of a chat must be an object whose {key} is a string")
+        return chat
+
+
+Input = str | Sequence[int] | Pair | Chat
 Direction = Literal["right", "left"]
 Task = Literal["embed", "embed_tokens", "classify", "rerank", "classify_tokens"]
 Kind = Literal["embedding", "classifier", "reranker", "token_classifier"]
@@ -45,7 +67,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Texts, token ids or pairs, and what to do with them.
+    """Texts, token ids, pairs or chats, and what to do with them.
 
     deadline_s: time.monotonic() after which inference must not begin.
     """
@@ -60,7 +82,8 @@ class Request:
 class Usage:
     """num_tokens: computed, with specials and prompt, after truncation. num_characters: code points given.
 
-    Of a pair both texts count, whole, each time they are given.
+    Of a pair both texts count, whole, each time they are given; of a chat the contents of its messages, and of its
+    template only the tokens.
     """
 
     num_tokens: int
@@ -141,6 +164,16 @@ class EngineInfo:
         return ("classify", "rerank") if len(self.labels) == 1 else ("classify",)
 
 
+def with_chats(inputs: Sequence[Any]) -> Sequence[Input]:
+    """Inputs as a Python caller writes them: lists of messages become Chats, and bare messages are the one Chat."""
+    if len(inputs) and isinstance(inputs[0], Mapping):
+        return [Chat(inputs)]
+    is_chat = [not isinstance(one, str) and len(one) > 0 and isinstance(one[0], Mapping) for one in inputs]
+    return [Chat(one) if chat else one for one, chat in zip(inputs, is_chat, strict=True)]
+
+
 def num_characters(item: Input) -> int:
-    """Code points of a text, both texts of a pair, or the ids of a list."""
+    """Code points of a text, of both texts of a pair or of all contents of a chat, or the ids of a list."""
+    if isinstance(item, Chat):
+        return sum(len(message["content"]) for message in item)
     return len(item.first) + len(item.second) if isinstance(item, Pair) else len(item)

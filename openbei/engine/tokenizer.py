@@ -1,4 +1,4 @@
-"""Texts, pairs and token ids -> token ids with specials, cut to the model's limit.
+"""Texts, pairs, chats and token ids -> token ids with specials, cut to the model's limit.
 
 Owns the tokenizers library and the rules of truncation and prompts; never touches batches or tensors.
 The library's batch calls release the GIL, so several threads may encode at once; nothing is changed in it after
@@ -14,8 +14,8 @@ from tokenizers import processors
 from tokenizers.normalizers import BertNormalizer, Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
-from openbei.engine.chat import Rendered
-from openbei.engine.request import Direction, Input, Pair
+from openbei.engine.chat import Rendered, render_whole
+from openbei.engine.request import Chat, Direction, Input, Pair
 from openbei.errors import InvalidInput, ModelError, TokenizerFailed, TooLong
 from openbei.weights.checkpoint import Edge, TextSpec
 
@@ -75,6 +75,7 @@ class Tokenizer:
         self.vocab_size = self._library.get_vocab_size()
         self.marks_subwords = bool(getattr(self._library.model, "continuing_subword_prefix", None))  # "##", or none
         self.unknown = text.special_tokens.get("unk_token")
+        self._special_tokens, self._chat_template = text.special_tokens, text.chat_template
         self._has_types = any(self._library.encode("a").type_ids)
         bos = text.special_tokens.get("bos_token")
         self._bos = bos if text.chat_template and bos in _around(self._library)[0] else None
@@ -82,17 +83,17 @@ class Tokenizer:
     def encode(
         self, inputs: Sequence[Input], truncation: Truncation, prompt: str | None = None, with_offsets: bool = False
     ) -> list[Encoded]:
-        """Texts, pairs and id lists -> the tokens of each, at most max_length.
+        """Texts, pairs, chats and id lists -> the tokens of each, at most max_length.
 
         A text gets the prompt in front and the model's special tokens around it, a pair only the special tokens. A
-        rendered chat is taken as complete: it gets neither; so is any text that begins with the BOS token, if the
-        model has a chat template. An id list is taken as it is, unless a prompt is in force: then it is decoded
-        first. Raises TooLong (with truncation off), TokenizerFailed, InvalidInput.
+        chat becomes what the model's template makes of it, and gets neither; so does any text that begins with the
+        BOS token, if the model has a chat template. An id list is taken as it is, unless a prompt is in force: then
+        it is decoded first. Raises TooLong (with truncation off), TokenizerFailed, InvalidInput.
         """
         texts = {
             index: self._text(index, item, truncation, prompt)
             for index, item in enumerate(inputs)
-            if isinstance(item, str | Pair) or prompt
+            if isinstance(item, str | Pair | Chat) or prompt
         }
         encodings: dict[int, tokenizers.Encoding] = {}
         for complete in (False, True):
@@ -112,10 +113,17 @@ class Tokenizer:
     def _text(self, index: int, item: Input, truncation: Truncation, prompt: str | None) -> Text:
         if isinstance(item, Pair):
             return self._shortened(index, item.first, truncation), self._shortened(index, item.second, truncation)
+        if isinstance(item, Chat):
+            item = self._rendered(index, item)
         if isinstance(item, Rendered):
             return Rendered(self._shortened(index, item, truncation))
         text = item if isinstance(item, str) else self._library.decode(list(item))
         return self._shortened(index, (prompt or "") + text, truncation)
+
+    def _rendered(self, index: int, chat: Chat) -> Rendered:
+        if self._chat_template is None:
+            raise InvalidInput(f"input {index} is a list of messages, and the model has no chat template: send a text")
+        return render_whole(self._chat_template, chat, self._special_tokens)
 
     def _shortened(self, index: int, text: str, truncation: Truncation) -> str:
         """Text -> what of it may still matter after the cut, so that megabytes are not tokenised for a few tokens."""

@@ -5,13 +5,24 @@ engines or models. The types are at once the validation and the OpenAPI schema.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from openbei.errors import InvalidInput
 
+Message = Annotated[
+    dict[str, Any],
+    Meta(
+        title="Message",
+        description="A message of a chat. What it holds beside role and content reaches the model's chat template.",
+        extra_json_schema={
+            "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
+            "required": ["role", "content"],
+        },
+    ),
+]
 TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Count = Annotated[int, Meta(ge=0)]
 Direction = Literal["Right", "right", "Left", "left"]
@@ -77,20 +88,25 @@ def as_batch(inputs: str | Sequence[str | int | list[int]]) -> list[str | list[i
     return list(inputs)  # type: ignore[arg-type]
 
 
-def as_texts_and_pairs(inputs: str | Sequence[str | list[str]]) -> tuple[list[list[str]], bool]:
-    """The forms of /predict -> one or two texts an input, and whether it is a batch and not a single input.
+def as_classified(
+    inputs: str | Sequence[str | Message | Sequence[str | Message]],
+) -> tuple[list[Sequence[str] | Sequence[Message]], bool]:
+    """The forms of /predict -> an input's one or two texts or its messages, and whether it is a batch of inputs.
 
-    A flat list is one input: of one text, or of a pair. Raises InvalidInput for any other number, and for a mixture.
+    A flat list is one input: a text, a pair, or a chat. Raises InvalidInput for another number of texts or a mixture.
     """
     if isinstance(inputs, str):
         return [[inputs]], False
-    batch = [[one] if isinstance(one, str) else one for one in inputs]
-    kinds = set(map(type, inputs))
-    if kinds == {str}:
-        batch = [[text for texts in batch for text in texts]]
-    if len(kinds) != 1 or any(len(one) not in (1, 2) for one in batch):
-        raise InvalidInput("inputs must be a text, a list of one or two texts, or a list of such lists - at `$.inputs`")
-    return batch, kinds == {list}
+    is_batch = bool(inputs) and all(isinstance(one, list) for one in inputs)
+    batch: list[Any] = list(inputs) if is_batch else [inputs]
+    for one in batch:
+        kinds = set(map(type, one))
+        if kinds != {dict} and not (kinds == {str} and len(one) <= 2):
+            raise InvalidInput(
+                "inputs must be a text, a list of one or two texts, a list of messages, or a list of such lists"
+                " - at `$.inputs`"
+            )
+    return batch, is_batch
 
 
 def as_texts(inputs: str | Sequence[str | list[str]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from openbei.wire.inputs import EmbedOptions, Inputs, PromptOptions, ScoreOptions
+from openbei.wire.inputs import EmbedOptions, Inputs, Message, PromptOptions, ScoreOptions
 
 
 class EmbedRequest(EmbedOptions, frozen=True, kw_only=True):
@@ -24,13 +24,22 @@ class EmbedAllRequest(PromptOptions, frozen=True, kw_only=True):
 
 
 class PredictRequest(ScoreOptions, frozen=True, kw_only=True):
-    """A text or a pair to classify, or a batch of them. A batch is answered with a list of lists."""
+    """A text, a pair or a chat to classify, or a batch of them. A batch is answered with a list of lists.
+
+    A chat is for models with a chat template, such as reward models; a text that such a template made is a text.
+    """
 
     inputs: Annotated[
-        str | list[str | list[str]],
+        str | list[str | Message | list[str | Message]],
         Meta(
-            description="One text; a list of one text, or of two that are a pair; or a batch: a list of such lists.",
-            examples=["good soup", ["question", "answer"], [["good soup"], ["question", "answer"]]],
+            description="One text; a list of one text, or of two that are a pair, or of the messages of a chat; "
+            "or a batch: a list of such lists.",
+            examples=[
+                "good soup",
+                ["question", "answer"],
+                [["good soup"], ["question", "answer"]],
+                [{"role": "user", "content": "two plus two?"}, {"role": "assistant", "content": "four"}],
+            ],
         ),
     ]
 

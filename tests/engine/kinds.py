@@ -26,7 +26,7 @@ def xlm_roberta() -> Tokenizer:
     pieces = [(special, 0.0) for special in specials] + [("▁", -2.0)] + [(letter, -6.0) for letter in LETTERS]
     tokenizer = Tokenizer(models.Unigram([*pieces, *((f"▁{word}", -3.0) for word in WORDS)], unk_id=3))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     tokenizer.decoder = decoders.Metaspace()
     return _ended(tokenizer, specials, "<s> $A </s>", "<s> $A </s> </s> $B </s>")
 

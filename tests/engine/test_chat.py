@@ -7,66 +7,17 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from openbei.engine.chat import Rendered, render
+from openbei.engine.chat import Rendered, render, render_whole
+from openbei.engine.request import Chat, with_chats
 from openbei.engine.tokenizer import Tokenizer, Truncation
-from openbei.errors import InvalidInput
+from openbei.errors import InvalidInput, TooLong
 from openbei.weights.modules import read_text
+from tests.engine.chats import CHAT_ML, EVERYTHING, LLAMA_31, STRICT, TULU
 from tests.engine.kinds import KINDS
 from tests.families import write_json
 
 Messages = list[dict[str, Any]]
 
-# Each written for these tests, with the habits of one family's own template.
-LLAMA_31 = """{{- bos_token }}
-{%- if not date_string is defined %}
-    {%- set date_string = "26 Jul 2024" %}
-{%- endif %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content'] | trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: " + date_string + "\\n\\n" }}
-{{- system_message + "<|eot_id|>" }}
-{%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-    {{- message['content'] | trim + '<|eot_id|>' }}
-{%- endfor %}
-{%- if tools is not none %}{{- raise_exception("no tools here") }}{%- endif %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
-CHAT_ML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}<|im_start|>system
-You are kind.<|im_end|>
-{% endif %}<|im_start|>{{ message['role'] }}
-{{ message['content'] }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}
-"""
-TULU = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ '<|system|>\\n' + message['content'] + '\\n' }}"
-    "{% elif message['role'] == 'user' %}{{ '<|user|>\\n' + message['content'] + '\\n' }}"
-    "{% elif not loop.last %}{{ '<|assistant|>\\n' + message['content'] + eos_token + '\\n' }}"
-    "{% else %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}{% endif %}{% endfor %}"
-)
-STRICT = """{% for message in messages %}
-    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
-        {{ raise_exception('Roles must alternate, starting with the user') }}
-    {% endif %}
-    {{- message['role'] }}: {{ message['content'] }}
-{% endfor %}
-"""
-EVERYTHING = """{%- set kept = namespace(count=0) %}
-{%- for message in messages %}
-    {%- if message.role == 'tool' %}{% continue %}{% endif %}
-    {%- set kept.count = kept.count + 1 %}
-    {%- generation %}{{ message | tojson }}|{{ message.content | tojson(indent=2) }}{% endgeneration %}
-    {%- if kept.count == 2 %}{% break %}{% endif %}
-{%- endfor %} {{ kept.count }} {{ strftime_now("%Y-%m") }} {{ dict(a=1) }} {{ unknown is defined }}
-"""
 TEMPLATES = {"llama-3.1": LLAMA_31, "chatml": CHAT_ML, "tulu": TULU, "strict": STRICT, "everything": EVERYTHING}
 
 CHATS: dict[str, Messages] = {
@@ -123,7 +74,8 @@ def test_the_ids_equal_transformers_and_hold_one_bos_at_most(name: str, tmp_path
     text = read_text(tmp_path, tmp_path, 512)
     messages = CHATS["scored"]
     rendered = render(text.chat_template, messages, text.special_tokens)
-    got = Tokenizer(text).encode([rendered], Truncation(False))[0].ids
+    got, chat = (one.ids for one in Tokenizer(text).encode([rendered, Chat(messages)], Truncation(False), "prompt: "))
+    assert got == chat
     theirs = transformers_tokenizer(TEMPLATES[name]).apply_chat_template(messages, return_dict=False)
     assert got == theirs
     assert got.count(0) == (name == "llama-3.1")
@@ -162,6 +114,51 @@ def test_rendering_leaves_the_messages_as_they_were() -> None:
     messages = [{"role": "user", "content": "a", "name": None}]
     assert type(render(TULU, messages, TOKENS)) is Rendered
     assert messages == [{"role": "user", "content": "a", "name": None}]
+
+
+# Whole chats
+
+SKIPPING = TULU.replace("{% elif not loop.last %}", "{% elif message['role'] != 'assistant' %}{% elif not loop.last %}")
+
+
+@pytest.mark.parametrize(("index", "role"), [(0, "User"), (1, "bot"), (1, "Assistant")])
+def test_a_message_that_the_template_passes_over_is_refused(index: int, role: str) -> None:
+    messages = [{"role": "user", "content": "four, four"}, {"role": "assistant", "content": "four"}]
+    assert render_whole(SKIPPING, Chat(messages), TOKENS) == render(SKIPPING, messages, TOKENS)
+    messages[index]["role"] = role
+    with pytest.raises(InvalidInput, match=f"passes over message {index} of a chat"):
+        render_whole(SKIPPING, Chat(messages), TOKENS)
+
+
+def test_a_template_may_cut_and_rewrite_what_a_message_says() -> None:
+    template = "{% for message in messages %}[{{ message['content'].split('</think>')[-1] | trim }}]{% endfor %}"
+    assert render_whole(template, Chat([{"role": "user", "content": "<think>hm</think>"}]), TOKENS) == "[]"
+
+
+def test_a_model_without_a_template_takes_no_messages(tmp_path: Path) -> None:
+    KINDS["llama3"]().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(read_text(tmp_path, tmp_path, 512))
+    with pytest.raises(InvalidInput, match="input 1 is a list of messages, and the model has no chat template"):
+        tokenizer.encode(["a", Chat(CHATS["scored"])], Truncation(False))
+
+
+def test_a_chat_that_is_too_long_is_named_or_cut_as_a_text_is(tmp_path: Path) -> None:
+    KINDS["llama3"]().save(str(tmp_path / "tokenizer.json"))
+    write_json(tmp_path / "tokenizer_config.json", {**TOKENS, "chat_template": LLAMA_31})
+    tokenizer = Tokenizer(read_text(tmp_path, tmp_path, 5))
+    with pytest.raises(TooLong, match=r"input 0 has \d+ tokens > maximum of 5"):
+        tokenizer.encode([Chat(CHATS["scored"])], Truncation(False))
+    whole = Tokenizer(read_text(tmp_path, tmp_path, 512)).encode([Chat(CHATS["scored"])], Truncation(False))[0].ids
+    cut = [tokenizer.encode([Chat(CHATS["scored"])], Truncation(True, end))[0].ids for end in ("right", "left")]
+    assert cut == [whole[:5], whole[-5:]]
+
+
+def test_python_callers_write_messages_as_lists() -> None:
+    first, second = CHATS["scored"], CHATS["one turn"]
+    assert with_chats(first) == [Chat(first)]
+    given = with_chats([first, "a", second, [5, 6], "", []])
+    assert given == [Chat(first), "a", Chat(second), [5, 6], "", []]
+    assert [type(one) for one in given] == [Chat, str, Chat, list, str, list]
 
 
 # Where the template is found

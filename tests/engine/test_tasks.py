@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openbei.engine.request import Input, Kind, Options, Pair, Request, Result, Task
+from openbei.engine.request import Chat, Input, Kind, Options, Pair, Request, Result, Task
+from openbei.engine.tokenizer import Tokenizer
 from openbei.errors import (
     BatchTooLarge,
     EmptyInput,
@@ -30,6 +31,7 @@ LABELS: dict[Kind, Labels | None] = {
     "reranker": Labels(("relevance",), "sigmoid", reranker=True),
     "token_classifier": Labels(("O", "B-PER", "I-PER"), "softmax", per_token=True),
 }
+CHAT = Chat([{"role": "user", "content": "w1"}])
 REWARD = Labels(("reward",), "identity")
 
 
@@ -228,6 +230,10 @@ def test_an_empty_list_comes_before_the_task_and_the_task_before_the_size(
         ("token_classifier", "classify_tokens", (Pair("w1", "w2"),), {}, InvalidInput),
         ("token_classifier", "classify_tokens", ("w1",), {"prompt_name": "query"}, UnknownPrompt),
         ("embedding", "embed_tokens", ("",), {}, EmptyInput),
+        ("embedding", "embed", (CHAT,), {}, InvalidInput),
+        ("reranker", "rerank", (CHAT,), {}, InvalidInput),
+        ("classifier", "classify", (CHAT,), {"prompt_name": "query"}, UnknownPrompt),
+        ("classifier", "classify", (Chat([{"role": "user", "content": ""}]),), {}, EmptyInput),
     ],
 )
 def test_bad_input_is_refused_at_once(
@@ -258,6 +264,21 @@ def test_the_default_prompt_is_for_single_texts_only(make: partial[Harness], cap
         run = house.next_run()
         assert run.lengths == lengths
         run.finish()
+
+
+def test_the_template_of_a_chat_never_runs_on_the_callers_thread(
+    make: partial[Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a program that came with the model, and the caller may be the event loop. A short text runs there."""
+    threads, encode = [], Tokenizer.encode
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda *a, **k: [threads.append(threading.current_thread()), encode(*a)][1]
+    )
+    house = make(labels=REWARD)
+    with pytest.raises(InvalidInput, match="the model has no chat template"):
+        submit(house, "classify", CHAT).result(WAIT_S)
+    answer(house, "classify", "w1")
+    assert [thread is threading.main_thread() for thread in threads] == [False, True]
 
 
 @pytest.mark.parametrize("raw_scores", [True, False])

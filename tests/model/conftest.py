@@ -1,5 +1,15 @@
-"""Tiny models run fastest on one thread: with more, PyTorch waits longer for its threads than they work."""
+"""What the tests of models may ask for."""
 
-import torch
+from collections.abc import Callable
+from pathlib import Path
 
-torch.set_num_threads(1)
+import pytest
+
+from openbei.model.spec import Model
+from openbei.weights.load import load
+
+
+@pytest.fixture
+def model(family: str, tiny_folder: Callable[[str], Path]) -> Model:
+    """The tiny model of `family`, which the test has as a parameter."""
+    return load(str(tiny_folder(family))).model

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbei.model.ops import openvino, torch
-from openbei.model.ops.cuda import CudaModel, Placement, Size
+from openbei.model.ops.cuda import CudaModel, Placement
 from openbei.model.ops.cuda_weights import from_numpy
-from openbei.model.spec import Batch, Model, Output, Pooling, pack
+from openbei.model.spec import Batch, Model, Output, Pooling, Size, pack
 from openbei.weights.load import load
 from tests import families
 

@@ -92,14 +92,6 @@ def test_minilm_in_bfloat16_has_cosine_0_9999_for_every_text(minilm: Checkpoint,
     assert (_unit(vectors) * wanted).sum(1).min() >= 0.9999
 
 
-def test_minilm_gives_published_values(minilm: Checkpoint) -> None:
-    """fastembed's suite, "hello world"; and our own float32 run before normalising, "What is Deep Learning?"."""
-    batch = next(_batches(minilm, ("hello world", "What is Deep Learning?")))
-    vectors = plain.embed(minilm.model, batch)
-    np.testing.assert_allclose(_unit(vectors)[0, :5], [-0.034478, 0.03102, 0.00673, 0.02611, -0.039362], atol=1e-5)
-    np.testing.assert_allclose(vectors[1, :4], [-0.590237, -0.252319, 0.149686, 0.054787], atol=1e-5)
-
-
 ACTIVATIONS = (torch.nn.Tanh(), torch.nn.GELU(), torch.nn.Identity(), torch.nn.ReLU())
 # Every activation once, on families of every kind; EmbeddingGemma has two Dense modules.
 DENSE = [("gemma3-both-sides", ACTIVATIONS[2]), *zip(("mistral", "qwen3", "gte-native"), ACTIVATIONS, strict=False)]

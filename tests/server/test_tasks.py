@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from openapi_schema_validator import OAS31Validator
 
 from openbei.describe import curl
 from openbei.engine.finish import activated
-from openbei.engine.request import Input, Kind, Options, Pair
+from openbei.engine.request import Chat, Input, Kind, Options, Pair
 from tests.server.fakes import DIM, LABELS, FakeEngine, vector
 from tests.server.wire import Wire, error
 
@@ -50,6 +51,9 @@ def test_embed_all_answers_input_token_hidden(wire: Wire, sent: Any, read: list[
 
 # /predict
 
+QUESTION = {"role": "user", "content": "two plus two?", "name": None}
+ANSWER = {"role": "assistant", "content": "four", "tool_calls": [{"id": 1}]}
+
 PREDICT_FORMS: list[tuple[Any, list[Input], bool]] = [
     ("a", ["a"], False),
     (["a"], ["a"], False),
@@ -61,6 +65,10 @@ PREDICT_FORMS: list[tuple[Any, list[Input], bool]] = [
     (["", "b"], [Pair("", "b")], False),
     ([["a", ""]], [Pair("a", "")], True),
     (" ", [" "], False),
+    ([QUESTION], [Chat([QUESTION])], False),
+    ([QUESTION, ANSWER, QUESTION], [Chat([QUESTION, ANSWER, QUESTION])], False),
+    ([[QUESTION, ANSWER], ["a"], ["b", "c"]], [Chat([QUESTION, ANSWER]), "a", Pair("b", "c")], True),
+    ([[QUESTION]], [Chat([QUESTION])], True),
 ]
 
 
@@ -71,7 +79,7 @@ def test_predict_forms(path: str, sent: Any, read: list[Input], is_batch: bool) 
     response = wire.post(path, {"inputs": sent, "raw_scores": True, "model": 5})
     assert response.status_code == 200
     assert list(wire.engine.requests[0].inputs) == read
-    assert [isinstance(one, Pair) for one in wire.engine.requests[0].inputs] == [isinstance(one, Pair) for one in read]
+    assert [type(one) for one in wire.engine.requests[0].inputs] == [type(one) for one in read]
     want = [
         sorted(
             (
@@ -93,12 +101,41 @@ def test_predict_forms(path: str, sent: Any, read: list[Input], is_batch: bool) 
         *[(value, E03) for value in (5, None, {}, [5], [[5]], [1, 2], [["a"], []], [[["a"]]], ["a", None])],
         *[(value, E08) for value in ("", [""], ["", ""], [["a"], [""]], [["", ""]])],
         ([["a"]] * 5, E03),
+        *[(value, E03) for value in (QUESTION, [QUESTION, "a"], [[QUESTION], QUESTION], [[QUESTION, "a"]])],
+        *[([[ANSWER, {**ANSWER, **wrong}]], E03) for wrong in ({"role": 1}, {"content": None}, {"content": ["a"]})],
+        *[([{key: "a"}], E03) for key in ("role", "content")],
+        ([{**QUESTION, "content": ""}], E08),
     ],
     ids=lambda value: repr(value)[:30],
 )
 def test_wrong_predict_inputs(inputs: Any, expected: tuple[int, str]) -> None:
     response = wire_of("classifier").post("/predict", {"inputs": inputs})
     assert error(response) == expected
+
+
+def test_openapi_describes_every_form_of_predict() -> None:
+    schema = wire_of("classifier").get("/openapi.json").json()["components"]["schemas"]["PredictRequest"]
+    validator = OAS31Validator(schema)
+    for sent in [*(sent for sent, _, _ in PREDICT_FORMS), *schema["properties"]["inputs"]["examples"]]:
+        assert validator.is_valid({"inputs": sent}), sent
+    for wrong in (5, [5], [{"role": "user"}], [[{"content": "a"}]], QUESTION):
+        assert not validator.is_valid({"inputs": wrong}), wrong
+
+
+def test_a_chat_counts_what_its_messages_hold() -> None:
+    response = wire_of("classifier").post("/predict", {"inputs": [[QUESTION, ANSWER], ["né"]]})
+    assert response.headers["x-compute-characters"] == str(len("two plus two?") + len("four") + 2)
+
+
+def test_the_place_of_a_wrong_message_is_told() -> None:
+    response = wire_of("classifier").post("/predict", {"inputs": [QUESTION, {"role": "user"}]})
+    assert response.json()["error"] == "message 1 of a chat must be an object whose content is a string"
+
+
+@pytest.mark.parametrize("path", ["/embed", "/embed_all", "/predict_tokens"])
+def test_other_routes_take_no_messages(path: str) -> None:
+    kind: Kind = "token_classifier" if path == "/predict_tokens" else "embedding"
+    assert error(wire_of(kind).post(path, {"inputs": [QUESTION]})) == E03
 
 
 def test_predict_answers_equal_scores_with_the_higher_label_first(monkeypatch: pytest.MonkeyPatch) -> None:

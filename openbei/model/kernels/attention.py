@@ -22,7 +22,7 @@ LOWEST = tl.constexpr(-1.0e38)  # below every score, above -inf: the maximum of 
 
 
 class Tiles(NamedTuple):
-    """Query tiles, int32 (N,) each: the sequence, -1 for none; the first row, counted in the batch. rows: of one tile."""
+    """Query tiles, int32 (N,): the sequence, or -1 for none; the first row, counted in the batch. rows: of one tile."""
 
     sequence: Tensor
     first_row: Tensor
@@ -30,26 +30,42 @@ class Tiles(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """How a kernel is compiled: keys a step, warps, stages of the load pipeline."""
+    """How a kernel is compiled: keys a step, warps, stages of the load pipeline, registers a thread (None: any)."""
 
     keys: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
 
-# (head width, queries a tile) -> blocks, 16-bit; each compiles for sm_90 without a spill.
+# (head width, queries a tile) -> blocks, 16-bit. Each compiles for sm_90 without a spill. 128 registers let an SM hold
+# two programs of 8 warps, or four of 4.
 BLOCKS = {
-    (32, 64): Blocks(64, 4, 3),
-    (32, 128): Blocks(64, 8, 3),
-    (64, 64): Blocks(64, 4, 3),
-    (64, 128): Blocks(64, 8, 3),
+    (32, 64): Blocks(64, 4, 3, 128),
+    (32, 128): Blocks(64, 8, 3, 128),
+    (64, 64): Blocks(64, 4, 3, 128),
+    (64, 128): Blocks(64, 8, 3, 128),
     (128, 64): Blocks(64, 4, 2),
     (128, 128): Blocks(64, 8, 2),
     (256, 64): Blocks(32, 4, 2),
     (256, 128): Blocks(32, 8, 2),
 }
-FLOAT32_BLOCKS = Blocks(32, 8, 1)  # for tests: without tensor cores
+FLOAT32_BLOCKS = {64: Blocks(16, 8, 1), 128: Blocks(16, 16, 1)}  # exact, without tensor cores: to compare with
 MANY_TOKENS = 2048  # of a batch: from here on there are tiles enough to make them tall
+
+
+def blocks_of(head_dim: int, rows: int, dtype: torch.dtype) -> Blocks:
+    """The blocks for heads of this width, tiles of this many rows and values of this type, or ValueError."""
+    if dtype == torch.float32:
+        return FLOAT32_BLOCKS[rows]
+    if not head_dim <= 256:
+        raise ValueError(f"attention on a GPU has heads of up to 256 values, not {head_dim}")
+    return BLOCKS[block_dim(head_dim), rows]
+
+
+def block_dim(head_dim: int) -> int:
+    """Width of the block that holds a head: the next power of two, 32 at least."""
+    return max(32, 1 << (head_dim - 1).bit_length())
 
 
 def rows_per_tile(num_tokens: int) -> int:
@@ -65,7 +81,8 @@ def num_tiles(num_tokens: int, num_sequences: int, rows: int) -> int:
 def make_tiles(cu_seqlens: NDArray[np.int32], rows: int, size: int) -> NDArray[np.int32]:
     """Offsets (B + 1,) -> int32 (2, size): sequence and first row of every tile, then -1 up to size.
 
-    Tiles of the longest sequences come first, so that no long one starts last. Raises ValueError if size is too small.
+    The longest sequences come first, and of each its last rows, which see most under a causal mask: what takes long
+    must not start last. Raises ValueError if size is too small.
     """
     lengths = np.diff(cu_seqlens)
     counts = -(-lengths // rows)
@@ -74,8 +91,7 @@ def make_tiles(cu_seqlens: NDArray[np.int32], rows: int, size: int) -> NDArray[n
         raise ValueError(f"{total} attention tiles of {rows} rows, at most {size}")
     order = np.argsort(-lengths, kind="stable")
     sequence = np.repeat(order, counts[order])
-    before = np.cumsum(counts[order]) - counts[order]
-    inside = np.arange(total) - np.repeat(before, counts[order])
+    inside = np.repeat(np.cumsum(counts[order]), counts[order]) - 1 - np.arange(total)
     tiles = np.full((2, size), -1, np.int32)
     tiles[0, :total] = sequence
     tiles[1, :total] = cu_seqlens[sequence] + inside * rows
@@ -110,11 +126,12 @@ def attention_twin(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, how: Attention, bias: Tensor | None) -> Tensor:
-    """One sequence."""
+    """One sequence, in float32; float64 stays so, to measure the others against."""
     group = how.num_heads // how.num_kv_heads
-    heads = q.float().unflatten(1, (how.num_heads, -1)).transpose(0, 1)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    heads = q.to(exact).unflatten(1, (how.num_heads, -1)).transpose(0, 1)
     keys, values = (
-        x.float().unflatten(1, (how.num_kv_heads, -1)).transpose(0, 1).repeat_interleave(group, 0) for x in (k, v)
+        x.to(exact).unflatten(1, (how.num_kv_heads, -1)).transpose(0, 1).repeat_interleave(group, 0) for x in (k, v)
     )
     scores = heads @ keys.transpose(1, 2) * how.scale
     if how.softcap is not None:
@@ -125,7 +142,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, how: Attention, bias: Tensor | None
         scores = scores + _added(bias, ahead.to(q.device))
     scores = scores.masked_fill(~seen, -torch.inf)
     weights = torch.exp(scores - scores.amax(-1, keepdim=True))
-    attended = weights.to(q.dtype).float() @ values / weights.sum(-1, keepdim=True)
+    attended: Tensor = weights.to(q.dtype).to(exact) @ values / weights.sum(-1, keepdim=True)
     return attended.transpose(0, 1).flatten(1).to(q.dtype)
 
 
@@ -141,8 +158,7 @@ def _launch(
 ) -> Tensor:
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     head_dim = q.shape[1] // how.num_heads
-    block_dim = max(triton.next_power_of_2(head_dim), 32)
-    blocks = FLOAT32_BLOCKS if q.dtype == torch.float32 else BLOCKS[block_dim, tiles.rows]
+    blocks = blocks_of(head_dim, tiles.rows, q.dtype)
     _attention_kernel[how.num_heads, len(tiles.sequence)](
         q,
         k,
@@ -164,11 +180,12 @@ def _launch(
         BIAS_RANK=0 if bias is None else bias.dim(),
         GROUP=how.num_heads // how.num_kv_heads,
         HEAD_DIM=head_dim,
-        BLOCK_DIM=block_dim,
+        BLOCK_DIM=block_dim(head_dim),
         BLOCK_ROWS=tiles.rows,
         BLOCK_KEYS=blocks.keys,
         num_warps=blocks.num_warps,
         num_stages=blocks.num_stages,
+        maxnreg=blocks.max_registers,
     )
     return out
 
@@ -199,6 +216,7 @@ def _attention_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
+    """One tile of one head. Every load is of a row of its own sequence."""
     head = tl.program_id(0)
     tile = tl.program_id(1)
     sequence = tl.load(sequence_ptr + tile)
@@ -207,12 +225,10 @@ def _attention_kernel(
     first = tl.load(first_row_ptr + tile)
     begin = tl.load(cu_ptr + sequence)
     end = tl.load(cu_ptr + sequence + 1)
-    row = first + tl.arange(0, BLOCK_ROWS)
-    column = tl.arange(0, BLOCK_DIM)
-    mine = (row < end)[:, None] & (column < HEAD_DIM)[None, :]
-    offset = tl.arange(0, BLOCK_ROWS)[:, None]
-    q_block = q_ptr + first.to(tl.int64) * q_stride + head * HEAD_DIM + offset * q_stride + column[None, :]
-    q = tl.load(q_block, mine, other=0.0)
+    # Rows past the end stand for the last one again: no load needs a mask (which costs 40 registers), and no row is
+    # without a key. What they come to is not stored.
+    row = tl.minimum(first + tl.arange(0, BLOCK_ROWS), end - 1)
+    q = _rows(q_ptr + first.to(tl.int64) * q_stride + head * HEAD_DIM, row - first, q_stride, HEAD_DIM, BLOCK_DIM)
     k_head = k_ptr + (head // GROUP) * HEAD_DIM
     v_head = v_ptr + (head // GROUP) * HEAD_DIM
     bias = bias_ptr
@@ -221,7 +237,43 @@ def _attention_kernel(
     elif BIAS_RANK == 2:
         bias = bias_ptr + head * num_distances
 
-    # Keys that some query of the tile sees: low <= key < high. Keys that all of them see: all_low <= key < all_high.
+    low, num_before, whole, num_whole, after, num_after, high = _keys(
+        first, begin, end, CAUSAL, WINDOW, BLOCK_ROWS, BLOCK_KEYS
+    )
+    peak = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
+    total = tl.zeros((BLOCK_ROWS,), tl.float32)
+    acc = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
+    for block in range(num_whole):
+        start = whole + block * BLOCK_KEYS
+        acc, total, peak = _step(
+            acc, total, peak, q, k_head, v_head, bias, row, start, high, k_stride, v_stride, num_distances,
+            False, SCALE, CAUSAL, WINDOW, SOFTCAP, BIAS_RANK, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
+        )  # fmt: skip
+    for block in range(num_before + num_after):
+        start = tl.where(block < num_before, low + block * BLOCK_KEYS, after + (block - num_before) * BLOCK_KEYS)
+        acc, total, peak = _step(
+            acc, total, peak, q, k_head, v_head, bias, row, start, high, k_stride, v_stride, num_distances,
+            True, SCALE, CAUSAL, WINDOW, SOFTCAP, BIAS_RANK, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
+        )  # fmt: skip
+    offset = tl.arange(0, BLOCK_ROWS)[:, None]
+    column = tl.arange(0, BLOCK_DIM)[None, :]
+    out_block = out_ptr + first.to(tl.int64) * out_stride + head * HEAD_DIM + offset * out_stride + column
+    mine = (first + offset < end) & (column < HEAD_DIM)
+    tl.store(out_block, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mine)
+
+
+@triton.jit
+def _keys(
+    first,
+    begin,
+    end,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+):
+    """The keys of a tile in blocks: num_before from low on, num_whole that every query sees whole, num_after."""
+    # Some query sees low <= key < high, every query sees all_low <= key < all_high.
     low, high, all_low, all_high = begin, end, begin, end
     if CAUSAL:
         high = tl.minimum(end, first + BLOCK_ROWS)
@@ -239,24 +291,7 @@ def _attention_kernel(
     num_whole = tl.maximum(all_high - whole, 0) // BLOCK_KEYS
     after = whole + num_whole * BLOCK_KEYS
     num_after = tl.cdiv(tl.maximum(high - after, 0), BLOCK_KEYS)
-
-    peak = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
-    total = tl.zeros((BLOCK_ROWS,), tl.float32)
-    acc = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
-    for block in range(num_whole):
-        start = whole + block * BLOCK_KEYS
-        acc, total, peak = _step(
-            acc, total, peak, q, k_head, v_head, bias, row, start, high, k_stride, v_stride, num_distances,
-            False, SCALE, CAUSAL, WINDOW, SOFTCAP, BIAS_RANK, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
-        )  # fmt: skip
-    for block in range(num_before + num_after):
-        start = tl.where(block < num_before, low + block * BLOCK_KEYS, after + (block - num_before) * BLOCK_KEYS)
-        acc, total, peak = _step(
-            acc, total, peak, q, k_head, v_head, bias, row, start, high, k_stride, v_stride, num_distances,
-            True, SCALE, CAUSAL, WINDOW, SOFTCAP, BIAS_RANK, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
-        )  # fmt: skip
-    out_block = out_ptr + first.to(tl.int64) * out_stride + head * HEAD_DIM + offset * out_stride + column[None, :]
-    tl.store(out_block, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mine)
+    return low, num_before, whole, num_whole, after, num_after, high
 
 
 @triton.jit
@@ -285,21 +320,40 @@ def _step(
     BLOCK_KEYS: tl.constexpr,
 ):
     """One block of keys into the running sums. MASKED: some query may not see some of them."""
-    offset = tl.arange(0, BLOCK_KEYS)[:, None]
-    column = tl.arange(0, BLOCK_DIM)[None, :]
-    there = column < HEAD_DIM
+    offset = tl.arange(0, BLOCK_KEYS)
     if MASKED:
-        there = (start + offset < high) & there
-    k = _rows(
-        k_head + start.to(tl.int64) * k_stride + offset * k_stride + column, there, MASKED or HEAD_DIM < BLOCK_DIM
-    )
+        offset = tl.minimum(offset, high - 1 - start)
+    k = _rows(k_head + start.to(tl.int64) * k_stride, offset, k_stride, HEAD_DIM, BLOCK_DIM)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-    # Below, scores are in units of log2, so that exp2 is the exponential.
-    factor: tl.constexpr = SCALE * 1.4426950408889634
-    ahead = (start + tl.arange(0, BLOCK_KEYS))[None, :] - row[:, None]  # key position - query position
+    key = start + tl.arange(0, BLOCK_KEYS)[None, :]
+    scores = _bent(scores, bias, key - row[:, None], num_distances, SCALE, SOFTCAP, BIAS_RANK)
+    if MASKED:
+        scores = tl.where(_seen(key, row[:, None], high, CAUSAL, WINDOW), scores, float("-inf"))
+    factor: tl.constexpr = SCALE * LOG2E if SOFTCAP is None and BIAS_RANK == 0 else 1.0
+    new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
+    weights = tl.exp2(scores * factor - new_peak[:, None])  # one multiply-add and exp2 where there is just a scale
+    shrink = tl.exp2(peak - new_peak)
+    total = total * shrink + tl.sum(weights, 1)
+    v = _rows(v_head + start.to(tl.int64) * v_stride, offset, v_stride, HEAD_DIM, BLOCK_DIM)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return acc, total, new_peak
+
+
+@triton.jit
+def _bent(
+    scores,
+    bias,
+    ahead,
+    num_distances,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BIAS_RANK: tl.constexpr,
+):
+    """q kᵀ -> scores in units of log2, softcap and bias in them; without either as they are. ahead: key - query."""
+    factor: tl.constexpr = SCALE * LOG2E
     if SOFTCAP is not None:
-        bent = 2.0 / (tl.exp2(scores * (2.0 * factor / SOFTCAP)) + 1.0)  # 1 - tanh
-        scores = (SOFTCAP * 1.4426950408889634) * (1.0 - bent)
+        missing = 2.0 / (tl.exp2(scores * (2.0 * factor / SOFTCAP)) + 1.0)  # from tanh to 1
+        scores = (SOFTCAP * LOG2E) * (1.0 - missing)
     elif BIAS_RANK > 0:
         scores *= factor
     if BIAS_RANK == 1:
@@ -308,32 +362,26 @@ def _step(
         distance = ahead + num_distances // 2
         known = (distance >= 0) & (distance < num_distances)
         scores += tl.load(bias + distance, known, other=0.0) * LOG2E
-    if MASKED:
-        seen = (start + tl.arange(0, BLOCK_KEYS) < high)[None, :]
-        if CAUSAL:
-            seen = seen & (ahead <= 0)
-            if WINDOW is not None:
-                seen = seen & (ahead > -WINDOW)
-        elif WINDOW is not None:
-            seen = seen & (tl.abs(ahead) <= WINDOW // 2)
-        scores = tl.where(seen, scores, float("-inf"))
-    if SOFTCAP is None and BIAS_RANK == 0:  # the scale and the difference are one multiply-add
-        new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
-        weights = tl.exp2(scores * factor - new_peak[:, None])
-    else:
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_peak[:, None])
-    shrink = tl.exp2(peak - new_peak)
-    total = total * shrink + tl.sum(weights, 1)
-    v = _rows(
-        v_head + start.to(tl.int64) * v_stride + offset * v_stride + column, there, MASKED or HEAD_DIM < BLOCK_DIM
-    )
-    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return acc, total, new_peak
+    return scores
 
 
 @triton.jit
-def _rows(pointers, there, MASKED: tl.constexpr):
-    if MASKED:
-        return tl.load(pointers, there, other=0.0)
+def _seen(key, row, high, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    seen = key < high
+    if CAUSAL:
+        seen = seen & (key <= row)
+        if WINDOW is not None:
+            seen = seen & (row - key < WINDOW)
+    elif WINDOW is not None:
+        seen = seen & (tl.abs(row - key) <= WINDOW // 2)
+    return seen
+
+
+@triton.jit
+def _rows(base, row, stride, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Rows of one head, zeros past its width."""
+    column = tl.arange(0, BLOCK_DIM)[None, :]
+    pointers = base + row[:, None] * stride + column
+    if HEAD_DIM < BLOCK_DIM:
+        return tl.load(pointers, column < HEAD_DIM, other=0.0)
     return tl.load(pointers)

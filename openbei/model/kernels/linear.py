@@ -1,9 +1,9 @@
-"""x Wᵀ + b in 16 bit and in FP8, by cuBLASLt; and our own FP8 product, for what a library cannot fuse into it.
+"""x Wᵀ + b in 16 bit and in FP8, by cuBLASLt; and our own product, for what a library cannot fuse into it.
 
 Our own is one persistent kernel fed by TMA: a program a multiprocessor, each walking over output tiles. Its epilogue
 either writes the product (linear_fp8_own) or, with gate and up rows interleaved so that one tile holds both, writes
-activation(gate) * up (gated_fp8), in 16 bit or in e4m3. Neither is faster than cuBLASLt until a GPU has said so:
-nothing here chooses them.
+activation(gate) * up (gated_linear, gated_fp8), in 16 bit or in e4m3. None is faster than cuBLASLt until a GPU has
+said so: nothing here chooses them.
 """
 
 from typing import NamedTuple
@@ -19,17 +19,17 @@ from openbei.model.spec import Activation
 
 
 class Tile(NamedTuple):
-    """Shape of our own FP8 product: rows and columns of an output tile, depth of a step, warps, steps in flight."""
+    """Shape of our own product: rows and columns of an output tile, warps, steps in flight."""
 
     rows: int
     columns: int
-    depth: int
     num_warps: int
     num_stages: int
 
 
 # For as many tokens or fewer; the last for more. Sizes that compile for capability 9.0 without spilling.
-TILES = ((64, Tile(64, 128, 128, 4, 5)), (512, Tile(128, 128, 128, 8, 4)), (None, Tile(128, 256, 128, 8, 3)))
+TILES = ((64, Tile(64, 128, 4, 5)), (512, Tile(128, 128, 8, 4)), (None, Tile(128, 256, 8, 3)))
+STEP_BYTES = 128  # of each row, read in one step
 GROUP = 8  # rows of tiles that are walked through together, so that a column of weights is read from memory once
 
 
@@ -47,7 +47,7 @@ def linear_fp8(x: Quantized, weight: Tensor, scale: Tensor, bias: Tensor | None,
     check_fp8(x, Quantized(weight, scale), bias, out_dtype)
     if not x.values.is_cuda:
         return linear_fp8_twin(x, Quantized(weight, scale), bias, out_dtype)
-    return torch._scaled_mm(  # the public spelling of it has no CPU version in PyTorch 2.11
+    return torch._scaled_mm(
         x.values, weight.t(), x.scale[:, None], scale[None, :], bias=bias, out_dtype=out_dtype, use_fast_accum=True
     )
 
@@ -58,7 +58,24 @@ def linear_fp8_own(x: Quantized, weight: Quantized, bias: Tensor | None, out_dty
     if not x.values.is_cuda:
         return linear_fp8_twin(x, weight, bias, out_dtype)
     out = torch.empty((len(x.values), len(weight.values)), dtype=out_dtype, device=x.values.device)
-    _launch_fp8(x, weight, bias, out)
+    _launch_product(x, weight, bias, out)
+    return out
+
+
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Activation) -> Tensor:
+    """kind(gate) * up in one product: x (T, C), weight (2F, C) and bias (2F,) interleaved, all of 16 bit -> (T, F).
+
+    Never rounded between the product and the activation. Raises ValueError for float32, which would be cut to TF32,
+    and for C or 2F that is no multiple of 16.
+    """
+    if x.dtype not in {torch.bfloat16, torch.float16} or weight.dtype != x.dtype:
+        raise ValueError(f"a gated product takes 16-bit rows and weight of one dtype, not {x.dtype} and {weight.dtype}")
+    if x.shape[1] % 16 or len(weight) % 16:
+        raise ValueError(f"a gated product needs multiples of 16, not {x.shape[1]} -> {len(weight)}")
+    if not x.is_cuda:
+        return gated_linear_twin(x, weight, bias, kind)
+    out = x.new_empty(len(x), len(weight) // 2)
+    _launch_product(x, weight, bias, out, kind)
     return out
 
 
@@ -72,15 +89,17 @@ def gated_fp8(
     Raises ValueError as linear_fp8 does.
     """
     check_fp8(x, weight, bias, bias.dtype if bias is not None else torch.bfloat16)
+    if isinstance(out, Tensor) and len(weight.values) % 32:
+        raise ValueError(f"rows of e4m3 start at multiples of 16 bytes: {len(weight.values) // 2} is none")
     if not x.values.is_cuda:
         return gated_fp8_twin(x, weight, bias, kind, out)
     shape, device = (len(x.values), len(weight.values) // 2), x.values.device
     if isinstance(out, torch.dtype):
         result = torch.empty(shape, dtype=out, device=device)
-        _launch_fp8(x, weight, bias, result, kind)
+        _launch_product(x, weight, bias, result, kind)
         return result
     values = torch.empty(shape, dtype=E4M3, device=device)
-    _launch_fp8(x, weight, bias, values, kind, out)
+    _launch_product(x, weight, bias, values, kind, out)
     return Quantized(values, out)
 
 
@@ -119,45 +138,58 @@ def linear_fp8_twin(x: Quantized, weight: Quantized, bias: Tensor | None, out_dt
     return (y if bias is None else y + bias.float()).to(out_dtype)
 
 
+def gated_linear_twin(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Activation) -> Tensor:
+    """The definition of gated_linear."""
+    y = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    return _gated(y, kind).to(x.dtype)
+
+
 def gated_fp8_twin(
     x: Quantized, weight: Quantized, bias: Tensor | None, kind: Activation, out: torch.dtype | Tensor
 ) -> Tensor | Quantized:
     """The definition of gated_fp8."""
-    gate, up = linear_fp8_twin(x, weight, bias, torch.float32).unflatten(1, (-1, 2)).unbind(-1)
-    y = ACTIVATIONS[kind](gate) * up
+    y = _gated(linear_fp8_twin(x, weight, bias, torch.float32), kind)
     return y.to(out) if isinstance(out, torch.dtype) else Quantized(to_e4m3(y / out[:, None]), out)
 
 
+def _gated(gate_up: Tensor, kind: Activation) -> Tensor:
+    gate, up = gate_up.unflatten(1, (-1, 2)).unbind(-1)
+    y: Tensor = ACTIVATIONS[kind](gate) * up
+    return y
+
+
 def tile_for(num_tokens: int, gated: bool = False) -> Tile:
-    """T -> the shape of our own FP8 product; a gated one writes half as much, which leaves room for one step more."""
+    """T -> the shape of our own product; a gated one writes half as much, which leaves room for one step more."""
     tile = next(tile for most, tile in TILES if most is None or num_tokens <= most)
     return tile._replace(num_stages=tile.num_stages + gated)
 
 
-def _launch_fp8(
-    x: Quantized,
-    weight: Quantized,
+def _launch_product(
+    x: Tensor | Quantized,
+    weight: Tensor | Quantized,
     bias: Tensor | None,
     out: Tensor,
     kind: Activation | None = None,
     out_scale: Tensor | None = None,
     num_programs: int | None = None,
 ) -> None:
-    """Our own FP8 product into out: (T, N), or with a kind (T, N / 2). num_programs: None for one a multiprocessor."""
+    """Our own product into out: (T, N), or with a kind (T, N / 2). num_programs: None for one a multiprocessor."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    (num_tokens, depth), width = x.values.shape, len(weight.values)
-    tile = tile_for(num_tokens, kind is not None)
+    rows, x_scale = x if isinstance(x, Quantized) else (x, None)
+    columns, weight_scale = weight if isinstance(weight, Quantized) else (weight, None)
+    (num_tokens, depth), width = rows.shape, len(columns)
+    tile, step = tile_for(num_tokens, kind is not None), STEP_BYTES // rows.element_size()
     if num_programs is None:
         num_programs = torch.cuda.get_device_properties(out.device).multi_processor_count
     num_tiles = triton.cdiv(num_tokens, tile.rows) * triton.cdiv(width, tile.columns)
     out_columns = tile.columns if kind is None else tile.columns // 2
-    _fp8_kernel[(min(num_programs, num_tiles),)](
-        TensorDescriptor.from_tensor(x.values, [tile.rows, tile.depth]),
-        TensorDescriptor.from_tensor(weight.values, [tile.columns, tile.depth]),
+    _product_kernel[(min(num_programs, num_tiles),)](
+        TensorDescriptor.from_tensor(rows, [tile.rows, step]),
+        TensorDescriptor.from_tensor(columns, [tile.columns, step]),
         TensorDescriptor.from_tensor(out, [tile.rows, out_columns]),
-        x.scale,
-        weight.scale,
+        x_scale,
+        weight_scale,
         bias,
         out_scale,
         num_tokens,
@@ -166,7 +198,7 @@ def _launch_fp8(
         KIND=kind,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
-        DEPTH=tile.depth,
+        DEPTH=step,
         GROUP=GROUP,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -174,7 +206,7 @@ def _launch_fp8(
 
 
 @triton.jit(do_not_specialize=["T"])
-def _fp8_kernel(
+def _product_kernel(
     x,
     weight,
     out,
@@ -203,8 +235,9 @@ def _fp8_kernel(
         for step in range(0, C, DEPTH):
             sums = tl.dot(x.load([row, step]), weight.load([column, step]).T, sums)
         rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
-        sums *= tl.load(x_scale_ptr + rows, mask=rows < T, other=0.0)[:, None]
-        sums *= tl.load(weight_scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
+        if x_scale_ptr is not None:
+            sums *= tl.load(x_scale_ptr + rows, mask=rows < T, other=0.0)[:, None]
+            sums *= tl.load(weight_scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
         if bias_ptr is not None:
             sums += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
         if KIND is None:

@@ -64,7 +64,8 @@ def quantize_weight(weight: Tensor) -> Quantized:
 def quantize_rows_twin(x: Tensor) -> Quantized:
     """The definition of quantize_rows."""
     x = x.float()
-    scale = x.abs().amax(-1) / E4M3_MAX
+    amax = x.abs().amax(-1)
+    scale = amax / torch.full_like(amax, E4M3_MAX)  # by a number, PyTorch on a GPU would multiply by its reciprocal
     scale = torch.where(scale > 0, scale, 1.0)
     return Quantized(to_e4m3(x / scale[:, None]), scale)
 

@@ -4,9 +4,9 @@ Owns what is launched when; never touches requests, files, time or an event. The
 twins take the same path on CPU tensors. `CudaModel.forward` only launches: no shape depends on what a batch holds, and
 nothing is read back, so that a CUDA graph can capture it.
 
-One launch does several operations, so a value may wait for the next one (Rows). Three rules:
+One launch does several operations, so some wait for the next one (Rows). Three rules:
 - add waits: the norm that follows adds, and keeps the sum if it is the next residual.
-- rope waits: attention turns q and k in one launch, in place.
+- rope waits, and so does an RMS norm over each head before it: attention does both for q and k in one launch, in place.
 - norm makes the forms that are read: plain, FP8 or both, as DeviceNorm says. A product in FP8 whose input has no such
   form (attention's output) quantises it itself.
 """
@@ -27,13 +27,13 @@ from openbei.model.kernels.linear import linear, linear_fp8
 from openbei.model.kernels.norm import add_norm, head_norm
 from openbei.model.kernels.pool import pool
 from openbei.model.kernels.quantize import Quantized, quantize_rows
-from openbei.model.kernels.rope import Angles, rope_
+from openbei.model.kernels.rope import Angles, HeadNorms, rope_
 from openbei.model.ops import Attention, NormSpec
-from openbei.model.ops.cuda_batch import Layout, Regions, Size
+from openbei.model.ops.cuda_batch import Layout, Regions
 from openbei.model.ops.cuda_weights import DeviceWeights, Placement, Product, Upload, place
-from openbei.model.spec import Activation, Batch, Embedding, Linear, Model, ModelSpec, Norm, Output, Pooling, Rope
+from openbei.model.spec import Activation, Batch, Embedding, Linear, Model, ModelSpec, Norm, Output, Pooling, Rope, Size
 
-__all__ = ["CudaModel", "CudaOps", "Placement", "Size", "Upload"]
+__all__ = ["CudaModel", "CudaOps", "Placement", "Upload"]
 
 FORWARDS = {"vectors": transformer.embed, "states": transformer.states, "labels": transformer.classify}
 
@@ -42,18 +42,20 @@ FORWARDS = {"vectors": transformer.embed, "states": transformer.states, "labels"
 class Rows:
     """(rows, width) between two operations, in the forms that exist.
 
-    plain: as they are, columns of a wider product perhaps. quantized: in FP8. addend: what is still to be added to
-    plain. rope: by which plain is still to be turned.
+    plain: as they are, columns of a wider product perhaps. quantized: in FP8. What waits to be done to plain, addend:
+    to be added; head_norm: a norm over each head, its weight and eps; rope: to be turned.
     """
 
     plain: Tensor | None
     quantized: Quantized | None = None
     addend: Tensor | None = None
+    head_norm: tuple[Tensor, float] | None = None
     rope: Rope | None = None
 
     def whole(self) -> Tensor:
-        """The plain rows, with what waited added."""
+        """The plain rows, with what waited added; norms over heads and rope wait for attention alone."""
         assert self.plain is not None
+        assert self.head_norm is None
         assert self.rope is None
         if self.addend is not None:
             self.plain, self.addend = self.plain + self.addend, None
@@ -99,6 +101,8 @@ class CudaOps:
         of = self.weights.norms[id(norm)]
         assert x.plain is not None
         if x.plain.shape[1] != len(of.weight):
+            if self.spec.rope is not None and spec.kind == "rms":
+                return Rows(x.whole(), head_norm=(of.weight, spec.eps))
             return Rows(head_norm(x.whole(), of.weight, of.bias, spec))
         normed = add_norm(x.plain, x.addend, of.weight, of.bias, spec, of.want, of.keep_sum)
         if normed.x is not None:
@@ -107,18 +111,16 @@ class CudaOps:
 
     def rope(self, x: Rows, num_heads: int, local: bool) -> Rows:
         """(T, heads*D), to be turned by the token's angles."""
-        return Rows(x.whole(), rope=(self.spec.local_rope if local else None) or self.spec.rope)
+        return replace(x, rope=(self.spec.local_rope if local else None) or self.spec.rope)
 
     def attention(self, q: Rows, k: Rows, v: Rows, how: Attention) -> Rows:
         """(T, H*D), over the tiles of the batch."""
-        assert q.plain is not None
-        assert k.plain is not None
         if q.rope is not None:
-            rope_(q.plain, k.plain, self._angles(q.rope))
+            q, k = self._turned(q, k, q.rope)
         batch, of = self.batch, self.weights
         tiles = Tiles(batch.tile_sequence, batch.tile_first_row, rows_per_tile(len(batch.ids)))
         bias = of.slopes if of.slopes is not None else of.bias
-        return Rows(attention(q.plain, k.plain, v.whole(), batch.cu_seqlens, tiles, how, bias))
+        return Rows(attention(q.whole(), k.whole(), v.whole(), batch.cu_seqlens, tiles, how, bias))
 
     def pool(self, x: Rows, kind: Pooling) -> Rows:
         """(T, C) -> (B, C) float32."""
@@ -131,13 +133,22 @@ class CudaOps:
         quantized = x.quantized or quantize_rows(x.whole())
         return linear_fp8(quantized, product.weight, product.scale, product.bias, self.dtype)
 
+    def _turned(self, q: Rows, k: Rows, rope: Rope) -> tuple[Rows, Rows]:
+        """q and k with the norms and turns that waited."""
+        assert q.plain is not None
+        assert k.plain is not None
+        assert (q.head_norm is None) == (k.head_norm is None)
+        norms = HeadNorms(q.head_norm[0], k.head_norm[0], q.head_norm[1]) if q.head_norm and k.head_norm else None
+        rope_(q.plain, k.plain, self._angles(rope), norms)
+        return Rows(q.plain), Rows(k.plain)
+
     def _angles(self, rope: Rope) -> Angles:
-        """The tables of a Rope, or those that came with the batch."""
+        """The table of every position, or the one that came with the batch."""
         table = self.weights.angles.get(rope)
-        cos, sin = (
-            self.batch.angles.view(torch.float32).view(2, -1, self.spec.head_dim // 2) if table is None else table
-        )
-        return Angles(cos, sin, self.batch.positions)
+        if table is None:
+            cos, sin = self.batch.angles.view(torch.float32).view(2, -1, self.spec.head_dim // 2)
+            return Angles(cos, sin, self.batch.positions)
+        return Angles(*table, self.batch.positions)
 
 
 class CudaModel:

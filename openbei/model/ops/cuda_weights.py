@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openbei.errors import ConfigError
 from openbei.model.kernels.norm import Want
-from openbei.model.kernels.quantize import quantize_weight
+from openbei.model.kernels.quantize import E4M3, quantize_weight
 from openbei.model.positions import alibi_slopes, bucketed_bias, cos_sin
 from openbei.model.spec import Array, Batch, Embedding, Layer, Linear, Model, ModelSpec, Norm, Rope
 
@@ -207,8 +207,9 @@ class _Placer:
         return self.placement.fp8 and fits
 
     def _quantized(self, linears: Sequence[Linear]) -> tuple[Tensor, Tensor]:
-        parts = [quantize_weight(self._cast(linear.weight, torch.float32)) for linear in linears]
-        return torch.cat([values for values, _ in parts]), torch.cat([scale for _, scale in parts])
+        parts = [quantize_weight(self.upload(linear.weight)) for linear in linears]  # widened piece by piece
+        values = torch.cat([part.values.view(torch.uint8) for part in parts])
+        return values.view(E4M3), torch.cat([part.scale for part in parts])
 
     def _joined(self, linears: Sequence[Linear]) -> Tensor:
         parts = [self._cast(linear.weight) for linear in linears]

@@ -8,11 +8,11 @@ from msgspec import structs
 from starlette.responses import Response
 
 from openbei.engine.entities import Entity, find_entities
-from openbei.engine.request import Kind, Pair, Result, Token
+from openbei.engine.request import Chat, Input, Kind, Pair, Result, Token
 from openbei.server.answers import best_first, computed, json_answer, token_vectors, vectors
 from openbei.server.intake import answered, engine_request, read
 from openbei.server.route import INPUT_ERRORS, Call, Handler, Route
-from openbei.wire.inputs import as_batch, as_texts, as_texts_and_pairs
+from openbei.wire.inputs import Message, as_batch, as_classified, as_texts
 from openbei.wire.tei import (
     EmbedAllRequest,
     EmbedRequest,
@@ -44,13 +44,20 @@ async def embed_all(call: Call, body: EmbedAllRequest) -> Response:
 
 async def predict(call: Call, body: PredictRequest) -> Response:
     """POST /predict."""
-    batch, is_batch = as_texts_and_pairs(body.inputs)
-    inputs = [Pair(*texts) if len(texts) == 2 else texts[0] for texts in batch]
+    batch, is_batch = as_classified(body.inputs)
+    inputs = [classified_input(*one) for one in batch]
     result = await answered(call, engine_request(call, inputs, body, "classify"))
     rows: Any = result.rows
     names = call.engine.info.labels
     lists = [[Prediction(row[place], names[place]) for place in best_first(row)] for row in rows]
     return json_answer(lists if is_batch else lists[0], headers=computed(call, result))
+
+
+def classified_input(first: str | Message, *others: Any) -> Input:
+    """One or two texts, or messages -> the engine's input. Raises InvalidInput for a wrong message."""
+    if not isinstance(first, str):
+        return Chat((first, *others))
+    return Pair(first, *others) if others else first
 
 
 async def rerank(call: Call, body: RerankRequest) -> Response:
@@ -113,7 +120,7 @@ def post(path: str, handler: Handler, summary: str, body: type, answer: Any) -> 
 
 EMBED = post("/embed", embed, "Embed texts or token ids (TEI)", EmbedRequest, Vectors)
 EMBED_ALL = post("/embed_all", embed_all, "The last hidden state of every token (TEI)", EmbedAllRequest, TokenVectors)
-PREDICT = post("/predict", predict, "Classify texts or pairs (TEI)", PredictRequest, Predictions)
+PREDICT = post("/predict", predict, "Classify texts, pairs or chats (TEI)", PredictRequest, Predictions)
 RERANK = post("/rerank", rerank, "Order texts by how well they answer a query (TEI)", RerankRequest, list[Rank])
 PREDICT_TOKENS = post(
     "/predict_tokens", predict_tokens, "Label tokens, or find entities (BEI)", PredictTokensRequest, TokenPredictions

@@ -9,16 +9,20 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import JITFunction
 
 BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 MAX_SHARED_BYTES = 232_448  # that one block may have on sm_90
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 
@@ -47,6 +51,35 @@ class Compiled:
         assert self.scratch_bytes == 0
 
 
+def compile_launch(launch: Callable[[], object]) -> Compiled:
+    """A call that launches one kernel, made with meta tensors -> that kernel, specialised as the launch asks for."""
+    calls = []
+
+    def record(self: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> None:
+        calls.append((self, dict(zip(self.arg_names, args, strict=False)) | kwargs))
+
+    with patch.object(JITFunction, "run", record):
+        launch()
+    [(kernel, values)] = calls
+    types, constants, multiples = {}, {}, []
+    for parameter in kernel.params:
+        value, special = values.pop(parameter.name), not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
+            constants[parameter.name] = value
+            continue
+        types[parameter.name] = _type(value)
+        if special and type(value) is int and value % 16 == 0:
+            multiples.append(parameter.name)
+    options = {name: value for name, value in values.items() if value is not None}
+    return compile_kernel(kernel, types, constants, options, multiples)
+
+
+def _type(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"*{TYPES[value.dtype]}"
+    return "fp32" if isinstance(value, float) else "i32"
+
+
 def compile_kernel(
     kernel: "triton.JITFunction",
     types: Mapping[str, str],
@@ -62,7 +95,8 @@ def compile_kernel(
     missing = set(names) - set(types) - set(constants)
     assert not missing, f"no type and no value for {sorted(missing)}"
     signature = {name: types.get(name, "constexpr") for name in names}
-    aligned = {name for name, kind in signature.items() if kind.startswith("*")} | set(multiples)
+    pointers = [name for name, kind in signature.items() if kind.startswith("*")]
+    aligned = sorted({*pointers, *multiples})  # in one order: it is part of the cache's key
     source = ASTSource(
         fn=kernel,
         signature=signature,

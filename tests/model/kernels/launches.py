@@ -1,12 +1,10 @@
 """Try a launch where there is no GPU, and where there is one.
 
 DEVICES are the places where a test can launch: the interpreter, on CPU tensors, and a CUDA device if there is one.
-`on` opens such a place with every new tensor full of NaN, so that a value nobody wrote is seen. `compiled` compiles
-what a launch would have launched, with the very sizes, options and specialisations that it asks for.
+`on` opens such a place with every new tensor full of NaN, so that a value nobody wrote is seen.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
@@ -14,11 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from triton.runtime import JITFunction
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from openbei.model.kernels import activation, norm, quantize
-from tests.model.kernels.aot import Compiled, compile_kernel
 from tests.model.kernels.interpret import interpreted
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -31,12 +26,6 @@ DEVICES_AND_DTYPES = [
     pytest.param("cuda", torch.float16, marks=[pytest.mark.cuda, NO_GPU]),
     pytest.param("cuda", torch.bfloat16, marks=[pytest.mark.cuda, NO_GPU]),
 ]
-TYPES = {
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float8_e4m3fn: "fp8e4nv",
-}
 
 
 @contextmanager
@@ -45,9 +34,8 @@ def on(device: str) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        # Overflow is no error on a GPU: sigmoid(-100) is 1 / (1 + inf). The interpreter takes int() of arrays of one.
-        with interpreted() if device == "cpu" else nullcontext(), np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Conversion of an array", DeprecationWarning)
+        # Overflow is no error on a GPU: sigmoid(-100) is 1 / (1 + inf).
+        with interpreted() if device == "cpu" else nullcontext(), np.errstate(all="ignore"):
             yield
     finally:
         torch.use_deterministic_algorithms(before)
@@ -62,37 +50,6 @@ def without_e4m3() -> Iterator[None]:
         patch.object(activation, "E4M3", torch.float32),
     ):
         yield
-
-
-def compiled(launch: Callable[[], object]) -> Compiled:
-    """A call that launches one kernel, on meta tensors -> that kernel, compiled for the H100."""
-    calls = []
-
-    def record(self: JITFunction, *args: object, grid: object, warmup: bool, **kwargs: object) -> None:
-        calls.append((self, dict(zip(self.arg_names, args, strict=False)) | kwargs))
-
-    with patch.object(JITFunction, "run", record):
-        launch()
-    [(kernel, values)] = calls
-    types, constants, multiples = {}, {}, []
-    for parameter in kernel.params:
-        name, value = parameter.name, values.pop(parameter.name)
-        one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or one:
-            constants[name] = value
-            continue
-        types[name] = _type(value)
-        if isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:
-            multiples.append(name)
-    return compile_kernel(kernel, types, constants, values, multiples)
-
-
-def _type(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"*{TYPES[value.dtype]}"
-    if isinstance(value, TensorDescriptor):
-        return f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"
-    return "fp32" if isinstance(value, float) else "i32"
 
 
 def spread(shape: tuple[int, ...], seed: int = 0) -> Tensor:

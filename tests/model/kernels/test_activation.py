@@ -9,7 +9,8 @@ import torch
 from openbei.model.kernels.activation import _launch, activate, gated, twin
 from openbei.model.kernels.quantize import Quantized, quantize_rows_twin
 from openbei.model.spec import Activation
-from tests.model.kernels.launches import DEVICES_AND_DTYPES, compiled, error, on, spread, strided, without_e4m3
+from tests.model.kernels.aot import compile_launch
+from tests.model.kernels.launches import DEVICES_AND_DTYPES, error, on, spread, strided, without_e4m3
 
 # In float64, from their papers and not from PyTorch.
 FORMULAS: dict[Activation, Callable[[float], float]] = {
@@ -38,7 +39,7 @@ def test_the_twin_is_the_formula(kind: Activation) -> None:
     )  # 1 + erf(-4) cancels
     gate, up = x[:, :500], x[:, 501:1001].contiguous()
     got = gated(torch.cat((gate, up), 1), kind)
-    torch.testing.assert_close(got.double(), formula(kind, gate) * up.double(), rtol=2e-6, atol=4e-6)
+    torch.testing.assert_close(got.double(), formula(kind, gate) * up.double(), rtol=2e-6, atol=20 * 4e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -68,6 +69,8 @@ def test_the_kernel_equals_its_twin(
     device: str, dtype: torch.dtype, kind: Activation, paired: bool, width: int
 ) -> None:
     x = strided((spread((3, 2 * width if paired else width)) / 10).to(dtype).to(device))
+    if kind == "sigmoid":
+        x[1] = -5.0  # it is less here than at the zeros beyond the row
     expected = twin(x.cpu(), kind, quantize=False, gated=paired)
     with on(device), without_e4m3():
         got = _launch(x, kind, quantize=False, gated=paired)
@@ -93,16 +96,17 @@ def test_the_kernel_keeps_nan() -> None:
     ("kind", "width", "quantize", "registers"),
     [
         ("gelu", 4096, False, 48),
-        ("silu", 14336, False, 32),
         ("gelu", 3072, True, 48),
         ("gelu_tanh", 14336, True, 32),
         ("silu", 28672, True, 64),
+        ("relu", 1536, False, 32),
     ],
 )
 def test_compiled_for_the_h100(kind: Activation, width: int, quantize: bool, registers: int) -> None:
     paired = kind != "gelu"
     x = torch.empty(100, 2 * width if paired else width, dtype=torch.bfloat16, device="meta")
-    built = compiled(lambda: _launch(x, kind, quantize, gated=paired))
+    built = compile_launch(lambda: _launch(x, kind, quantize, gated=paired))
     built.check(registers)
     assert built.count("LDG") == built.count("LDG.E.128") > 0
     assert built.count("STG") == built.count("STG.E.128") + quantize
+    assert ("max.NaN." in built.ptx) == (kind == "relu")  # and not the max that drops a NaN

@@ -16,9 +16,9 @@ from openbei.model.kernels.norm import (
 )
 from openbei.model.kernels.quantize import Quantized, quantize_rows_twin
 from openbei.model.ops import NormSpec
+from tests.model.kernels.aot import compile_launch
 from tests.model.kernels.launches import (
     DEVICES_AND_DTYPES,
-    compiled,
     error,
     on,
     spread,
@@ -125,22 +125,20 @@ def test_the_head_kernel_equals_its_twin(
     assert error(got, expected) <= torch.finfo(dtype).eps * (4 if dtype == torch.float32 else 1)
 
 
-@pytest.mark.parametrize(
-    ("width", "spec", "registers"), [(384, LAYER, 40), (1024, LAYER, 40), (4096, RMS, 64), (8192, RMS, 64)]
-)
+@pytest.mark.parametrize(("width", "spec", "registers"), [(384, LAYER, 40), (4096, RMS, 64), (8192, LAYER, 56)])
 def test_compiled_for_the_h100(width: int, spec: NormSpec, registers: int) -> None:
     x, weight = meta(100, width), meta(width)
     bias = weight if spec.kind == "layer" else None
-    built = compiled(lambda: _launch_add_norm(x, x, weight, bias, spec, "both"))
+    built = compile_launch(lambda: _launch_add_norm(x, x, weight, bias, spec, "both"))
     built.check(registers)
     assert built.count("LDG") == built.count("LDG.E.128") > 0
     assert built.count("STG.E.U16", "STG.E.U8") == 0  # rows leave in wide stores, one scale in a narrow one
     assert built.count("STG.E.128") > 0
 
 
-@pytest.mark.parametrize(("heads", "width"), [(8, 128), (16, 256), (12, 96)])
+@pytest.mark.parametrize(("heads", "width"), [(8, 128), (12, 96)])
 def test_heads_compiled_for_the_h100(heads: int, width: int) -> None:
-    built = compiled(lambda: _launch_head_norm(meta(100, heads * width), meta(width), None, RMS))
+    built = compile_launch(lambda: _launch_head_norm(meta(100, heads * width), meta(width), None, RMS))
     built.check(40)
     assert built.count("LDG.E.128") > 0
     assert built.count("STG") == built.count("STG.E.128") > 0

@@ -1,0 +1,198 @@
+"""What the fused backend uploads, and what a batch may be."""
+
+import logging
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from openbei.errors import ConfigError
+from openbei.model.ops import torch as plain
+from openbei.model.ops.cuda import CudaModel, Placement
+from openbei.model.ops.cuda_batch import Layout
+from openbei.model.ops.cuda_weights import from_numpy
+from openbei.model.positions import cos_sin
+from openbei.model.spec import Array, Layer, Linear, Model, Rope, Size, num_parameters, pack
+from tests.model import oracles
+from tests.model.cuda_cases import LENGTHS, batch_of, counted, fp8_states, mapped
+from tests.model.oracles import CudaRun, error
+
+
+@pytest.mark.parametrize("family", ["mpnet", "gemma3"])
+def test_weights_may_be_made_on_the_device(model: Model) -> None:
+    """As benchmarks do: the arrays say their shapes alone, and each is asked for once."""
+    shapes = mapped(model, lambda array: np.broadcast_to(np.float32(0), array.shape))
+    uploaded: list[int] = []
+
+    def upload(array: Array) -> Tensor:
+        assert array.strides == (0,) * array.ndim
+        uploaded.append(array.size)
+        return torch.randn(array.shape, generator=torch.Generator().manual_seed(1))
+
+    made = CudaModel(shapes, Placement("cpu", "bfloat16", fp8=True), upload)
+    on_host = num_parameters(model) - (0 if model.weights.relative_bias is None else model.weights.relative_bias.size)
+    assert sum(uploaded) == on_host
+    size, batch = Size(80, 8), batch_of(model)
+    words = np.empty(made.num_words(size), np.int32)
+    made.write(batch, size, words)
+    assert torch.isfinite(made.forward(from_numpy(words), size, "vectors")[: len(LENGTHS)]).all()
+
+
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("family", ["bert"])
+def test_weights_stored_in_16_bit_are_uploaded_as_they_are(model: Model, stored: type[np.generic]) -> None:
+    short = mapped(model, lambda array: array.astype(stored))
+    wide = mapped(short, lambda array: array.astype(np.float32))
+    placement, batch = Placement("cpu", "float32"), batch_of(model)
+    assert error(CudaRun(short, placement, "states")(batch), CudaRun(wide, placement, "states")(batch)) == 0
+
+
+@pytest.mark.parametrize("family", ["bert"])
+def test_read_only_weights_are_taken(model: Model) -> None:
+    def locked(array: Array) -> Array:
+        array = array.copy()
+        array.flags.writeable = False
+        return array
+
+    placement, batch = Placement("cpu", "float32"), batch_of(model)
+    states = CudaRun(mapped(model, locked), placement, "states")(batch)
+    assert error(states, CudaRun(model, placement, "states")(batch)) == 0
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "jina-en", "mpnet"])
+def test_bytes_on_the_device_arecounted(model: Model) -> None:
+    """A block's products in FP8 take a byte a value and four a row, all else as much as in bfloat16."""
+    in_bfloat16 = CudaModel(model, Placement("cpu", "bfloat16")).weights.num_bytes
+    in_fp8 = CudaModel(model, Placement("cpu", "bfloat16", fp8=True)).weights.num_bytes
+    names = ("q", "k", "v", "out", "gate", "up", "down")
+    linears = [getattr(layer, name) for layer in model.weights.layers for name in names]
+    shapes = [linear.weight.shape for linear in linears if linear is not None]
+    assert in_bfloat16 - in_fp8 == sum(rows * columns - 4 * rows for rows, columns in shapes)
+    assert 2 * num_parameters(model) < in_bfloat16 < 2.3 * num_parameters(model) + 200_000
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(
+    ("family", "inside", "last", "keep_sum"),
+    [("bert", "both", "plain", False), ("llama", "quantized", "quantized", True)],
+)
+def test_a_norm_makes_what_is_read_and_no_more(model: Model, fp8: bool, inside: str, last: str, keep_sum: bool) -> None:
+    """After a block (bert) its result is the next residual, before it (llama) its input; after the last one neither."""
+    norms = CudaModel(model, Placement("cpu", "bfloat16", fp8)).weights.norms
+    weights = model.weights
+    in_order = [norms[id(norm)] for layer in weights.layers for norm in (layer.attention_norm, layer.ffn_norm)]
+    wanted = [*[inside] * (len(in_order) - 1), last] if fp8 else ["plain"] * len(in_order)
+    assert [norm.want for norm in in_order] == wanted
+    assert {norm.keep_sum for norm in in_order} == {keep_sum}
+    if weights.final_norm is not None:
+        assert norms[id(weights.final_norm)].want == "plain"
+    if weights.embedding.norm is not None:
+        assert norms[id(weights.embedding.norm)].want == (inside if fp8 else "plain")
+
+
+@pytest.mark.parametrize("family", ["bert"])
+def test_a_product_that_fp8_does_not_fit_stays_in_16_bit_and_is_named(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a feed-forward width of 72, which is no multiple of 16."""
+
+    def narrow(layer: Layer) -> Layer:
+        up, down = layer.up, layer.down
+        assert up.bias is not None
+        return replace(layer, up=Linear(up.weight[:72], up.bias[:72]), down=replace(down, weight=down.weight[:, :72]))
+
+    layers = tuple(map(narrow, model.weights.layers))
+    narrowed = replace(model, spec=replace(model.spec, ffn_width=72), weights=replace(model.weights, layers=layers))
+    with caplog.at_level(logging.WARNING):
+        run = CudaRun(narrowed, Placement("cpu", "bfloat16", fp8=True), "states")
+    assert [record.getMessage() for record in caplog.records] == [
+        "FP8 needs multiples of 16; products that stay in bfloat16: 48 x 72, 72 x 48"
+    ]
+    calls: Counter[str] = Counter()
+    batch = batch_of(narrowed)
+    with counted(calls):
+        states = run(batch)
+    assert (calls["linear"], calls["linear_fp8"]) == (6, 6)
+    assert error(states, plain.states(narrowed, batch)) <= 2 * error(
+        fp8_states(narrowed, batch), plain.states(narrowed, batch)
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("llama", {"position_offset": 2}, "counts from 2"),
+        ("gemma3", {"local_rope": Rope(1e4, "dynamic", 2.0, original_length=8)}, "dynamic rotary positions of local"),
+    ],
+)
+def test_rotary_positions_that_a_batch_has_no_words_for_are_refused(
+    model: Model, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        CudaModel(replace(model, spec=replace(model.spec, **changes)), Placement("cpu", "bfloat16"))
+
+
+@pytest.mark.parametrize("family", ["bert", "nomic-dynamic"])
+def test_a_batch_lies_in_its_words_padded(model: Model, family: str) -> None:
+    """Padding rows are token 0 at position 0 of no sequence, padding sequences are empty, absent tiles are -1."""
+    layout, size = Layout(model.spec), Size(7, 4)
+    words = np.full(layout.num_words(size), -7, np.int32)
+    batch = pack(model.spec, [[5, 6], [7, 8, 9]], [[0, 1], [0, 0, 1]])
+    layout.write(batch, size, words)
+    regions = layout.regions(words, size)
+    dynamic = family == "nomic-dynamic"
+    assert regions.ids.tolist() == [5, 6, 7, 8, 9, 0, 0]
+    assert regions.positions.tolist() == ([0, 1, 2, 3, 4, 0, 0] if dynamic else [0, 1, 0, 1, 2, 0, 0])
+    assert regions.types.tolist() == [0, 1, 0, 0, 1, 0, 0]
+    assert regions.cu_seqlens.tolist() == [0, 2, 5, 5, 5]
+    assert sorted(zip(regions.tile_sequence.tolist(), regions.tile_first_row.tolist(), strict=True)) == [
+        *[(-1, -1)] * 2,
+        (0, 0),
+        (1, 2),
+    ]
+    if dynamic:
+        assert model.spec.rope is not None
+        table = regions.angles.view(np.float32).reshape(2, 7, -1)
+        np.testing.assert_array_equal(table[:, :5], cos_sin(model.spec.rope, model.spec.head_dim, batch))
+        assert not table[:, 5:].any()
+    else:
+        assert len(regions.angles) == 0
+
+
+@pytest.mark.parametrize("family", ["bert", "nomic-dynamic"])
+def test_regions_begin_at_16_bytes_and_never_overlap(model: Model) -> None:
+    layout = Layout(model.spec)
+    for size in (Size(1, 1), Size(17, 3), Size(4095, 130)):
+        regions = layout.regions(np.arange(layout.num_words(size), dtype=np.int32), size)
+        begins = [region[0] for region in regions if len(region)]
+        assert all(begin % 4 == 0 for begin in begins)
+        assert len(np.unique(np.concatenate(regions))) == sum(map(len, regions))
+
+
+@pytest.mark.parametrize("family", ["bert"])
+@pytest.mark.parametrize(
+    ("ids", "size", "words"),
+    [
+        ([[2] * 9, [3] * 8], Size(16, 2), "at most 16 tokens fit, got 17"),
+        ([[2], [3], [4]], Size(16, 2), "at most 2 sequences fit, got 3"),
+        ([[2] * 65], Size(80, 1), "position must be in 0 to 63, got 0 to 64"),
+        ([[2, -1]], Size(16, 1), "token id must be in 0 to"),
+        ([[2, 10_000]], Size(16, 1), "token id must be in 0 to .* got 2 to 10000"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(model: Model, ids: oracles.Ids, size: Size, words: str) -> None:
+    made = CudaModel(model, Placement("cpu", "float32"))
+    with pytest.raises(ValueError, match=words):
+        made.write(pack(model.spec, ids), size, np.empty(made.num_words(size), np.int32))
+
+
+@pytest.mark.parametrize("family", ["bert"])
+def test_words_of_another_size_are_refused(model: Model) -> None:
+    made = CudaModel(model, Placement("cpu", "float32"))
+    with pytest.raises(ValueError, match=r"Size\(num_tokens=16, num_sequences=1\) has \d+ words, got 3"):
+        made.write(pack(model.spec, [[2]]), Size(16, 1), np.empty(3, np.int32))
