@@ -1,17 +1,19 @@
 """What the device and its libraries reach: memory, products in 16 and 8 bit, attention. The rest is held against it."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from openbei.model.kernels.linear import linear, linear_fp8
-from openbei.model.kernels.quantize import quantize_rows, quantize_weight
 from torch import Tensor
 
 from benchmarks.gpu.clock import rotated, seconds
 from openbei.engine.machine import Machine
 from openbei.model.kernels.attention import Tiles, attention, make_tiles, num_tiles, rows_per_tile
+from openbei.model.kernels.few_rows import MAX_TOKENS, Workspace, few_rows, workspace
+from openbei.model.kernels.linear import gated_fp8, gated_linear, linear, linear_fp8, linear_fp8_own
+from openbei.model.kernels.quantize import Quantized, quantize_rows, quantize_weight
 from openbei.model.ops import Attention
 
 Row = dict[str, Any]
@@ -42,29 +44,37 @@ def copy(machine: Machine, tiny: bool) -> Iterator[Row]:
 
 
 def products(machine: Machine, tiny: bool) -> Iterator[Row]:
-    """The linear layers of two models: bfloat16, and FP8 with a scale a row."""
+    """The linear layers of two models in bfloat16 and FP8, by cuBLASLt and by our own kernels."""
     shapes = {name: (n // 32, k // 32) for name, (n, k) in PRODUCTS.items()} if tiny else PRODUCTS
+    room = workspace(machine.location)
     for name, (n, k) in shapes.items():
         copies = 1 if tiny else max(1, min(16, CACHE_BYTES // (n * k)))
         weights = [_random(machine, n, k) for _ in range(copies)]
-        quantized = [quantize_weight(weight) for weight in weights]
+        quantized = [Quantized(*quantize_weight(weight)) for weight in weights]
         for num_rows in ROWS[:2] if tiny else ROWS:
             x = _random(machine, num_rows, k)
-            launches = {"bf16": _plain(x, weights), "fp8": _eight_bit(x, quantized)}
+            launches = _ways(x, quantize_rows(x), room)
             row: Row = {"what": name, "M": num_rows, "N": n, "K": k}
-            for key, launch in launches.items():
-                taken_s = seconds(machine, launch) / copies
+            for key, (launch, of) in launches.items():
+                each = [partial(launch, weight) for weight in (weights if of == 16 else quantized)]
+                taken_s = seconds(machine, rotated(each)) / copies
                 row |= {f"{key} us": taken_s * 1e6, f"{key} TFLOP/s": 2 * num_rows * n * k / taken_s / TERA}
             yield row
 
 
-def _plain(x: Tensor, weights: list[Tensor]) -> Any:
-    return rotated([lambda w=w: linear(x, w, None) for w in weights])
-
-
-def _eight_bit(x: Tensor, quantized: list[tuple[Tensor, Tensor]]) -> Any:
-    rows = quantize_rows(x)
-    return rotated([lambda w=w: linear_fp8(rows, *w, None, torch.bfloat16) for w in quantized])
+def _ways(x: Tensor, x8: Quantized, room: Workspace) -> dict[str, tuple[Any, int]]:
+    """Name -> a product of x with a weight, and the weight's bits. `gated` applies SwiGLU too, and halves the result."""
+    ways: dict[str, tuple[Any, int]] = {
+        "bf16": (lambda w: linear(x, w, None), 16),
+        "fp8": (lambda w: linear_fp8(x8, w.values, w.scale, None, torch.bfloat16), 8),
+        "own fp8": (lambda w: linear_fp8_own(x8, w, None, torch.bfloat16), 8),
+        "gated bf16": (lambda w: gated_linear(x, w, None, "silu"), 16),
+        "gated fp8": (lambda w: gated_fp8(x8, w, None, "silu", torch.bfloat16), 8),
+    }
+    if len(x) <= MAX_TOKENS:
+        ways["few bf16"] = (lambda w: few_rows(x, w, None, torch.bfloat16, room), 16)
+        ways["few fp8"] = (lambda w: few_rows(x8, w, None, torch.bfloat16, room), 8)
+    return ways
 
 
 def attentions(machine: Machine, tiny: bool) -> Iterator[Row]:

@@ -33,10 +33,11 @@ class Stream(Protocol):
 
 
 class Machine(Protocol):
-    """One device. name: as its maker calls it; location: as PyTorch calls it."""
+    """One device. name: as its maker calls it; location: as PyTorch calls it; capability: CUDA's number of the chip."""
 
     name: str
     location: str
+    capability: tuple[int, int]
 
     def stream(self) -> Stream:
         """A new stream."""
@@ -56,6 +57,9 @@ class CudaMachine:
 
     def __init__(self, number: int = 0) -> None:
         self.location = f"cuda:{number}"
+        # Partial sums of a product are added in float32, and not in 16 bit.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         self.name = torch.cuda.get_device_name(number)
         self.capability = torch.cuda.get_device_capability(number)
 
@@ -77,7 +81,7 @@ class CudaStream:
     """A CUDA stream and the memory pool that its graphs share: they never run at the same time."""
 
     def __init__(self, location: str) -> None:
-        self._stream = torch.cuda.Stream(location)
+        self._stream = torch.cuda.Stream(location)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
@@ -101,7 +105,7 @@ class CudaStream:
 
     def mark(self) -> Callable[[], None]:
         """An event; waiting for it lets other threads run."""
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return event.synchronize
 

@@ -11,7 +11,6 @@ from openbei.model.spec import Model, num_parameters
 
 Precision = Literal["float32", "bfloat16", "float16", "fp8"]
 
-SHORT_NAMES: dict[DType, DType] = {"bf16": "bfloat16", "fp16": "float16"}
 CHIPS: dict[Precision, tuple[int, int]] = {"bfloat16": (8, 0), "fp8": (8, 9)}  # the first that multiplies it
 SPARE_BYTES = 3 << 30  # activations, graphs and workspaces beside the weights
 BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
@@ -27,7 +26,7 @@ def choose_precision(dtype: DType, model: Model, capability: tuple[int, int], fr
         tight = needed_bytes(model, half) > free_bytes and capability >= CHIPS["fp8"]
         chosen: Precision = "fp8" if tight else half
     else:
-        chosen = SHORT_NAMES.get(dtype, dtype)  # type: ignore[arg-type]
+        chosen = full_name(dtype)
     if capability < CHIPS.get(chosen, (0, 0)):
         raise ConfigError(f"dtype {dtype} needs compute capability {CHIPS[chosen]} or later; this GPU has {capability}")
     needed = needed_bytes(model, chosen)
@@ -36,6 +35,11 @@ def choose_precision(dtype: DType, model: Model, capability: tuple[int, int], fr
             f"the model needs {needed / 1e9:.1f} GB in {chosen}; the GPU has {free_bytes / 1e9:.1f} GB free"
         )
     return chosen
+
+
+def full_name(dtype: DType) -> Precision:
+    """A --dtype other than auto, long or short -> the precision."""
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(dtype, dtype)  # type: ignore[return-value]
 
 
 def needed_bytes(model: Model, precision: Precision) -> int:
