@@ -5,12 +5,14 @@ then the variable, then the default here. The command line and docs/cli.md are m
 Owns names, defaults and ranges; never touches models or sockets.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from openbei.errors import ConfigError
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
+DType = Literal["auto", "float32", "bfloat16", "float16", "bf16", "fp16", "fp8"]
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 PoolingFlag = Literal["cls", "mean", "last-token"]
 
 
@@ -25,8 +27,10 @@ class EngineConfig:
     model_id: str | None = _flag(None, "Folder or hub id; none: the embedded all-MiniLM-L6-v2")
     revision: str | None = _flag(None, "Branch, tag or commit on the hub")
     served_model_name: str | None = _flag(None, "Name shown to clients; the model id if not set")
+    device: str = _flag("auto", "cpu, cuda or cuda:N; auto takes the first GPU, if there is one that PyTorch can use")
     dtype: DType = _flag(
-        "auto", "Precision: auto takes bfloat16 where the CPU has it, else float32; float16 is computed in float32"
+        "auto",
+        "Precision: auto takes bfloat16 where the device has it; fp8 is for GPUs; a CPU computes float16 in float32",
     )
     pooling: PoolingFlag | None = _flag(None, "cls, mean or last-token; the model's own files if not set")
     tokenization_workers: int | None = _flag(None, "Tokenizer threads; one a core if not set", minimum=1)
@@ -43,6 +47,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _check(self)
+        if not DEVICE.fullmatch(self.device):
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.default_prompt is not None and self.default_prompt_name is not None:
             raise ConfigError("default_prompt and default_prompt_name exclude each other; both are set")
 

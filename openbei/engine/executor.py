@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbei.config import DType
+from openbei.engine.precision import full_name
 from openbei.errors import ConfigError
 from openbei.model.ops.openvino import CompiledModel, CompileOptions, compile_model, native_bfloat16
 from openbei.model.spec import Batch, Model, Output, num_parameters, pack
@@ -100,11 +101,14 @@ def choose_dtype(dtype: DType) -> Literal["float32", "bfloat16"]:
 
     float16, which TEI's start commands name, is computed in float32: exact, and CPUs that multiply it are rare.
     """
-    if dtype in ("float32", "float16"):
+    asked = dtype if dtype == "auto" else full_name(dtype)
+    if asked == "fp8":
+        raise ConfigError("dtype fp8 needs an NVIDIA GPU; on a CPU use auto, bfloat16 or float32")
+    if asked in ("float32", "float16"):
         return "float32"
     if native_bfloat16():
         return "bfloat16"
-    if dtype == "bfloat16":
+    if asked == "bfloat16":
         raise ConfigError("dtype bfloat16 needs a CPU with AVX512-BF16, AMX or Arm BF16; this has none: use float32")
     return "float32"
 

@@ -6,6 +6,7 @@ Owns the order of start-up; never touches requests.
 from pathlib import Path
 
 from openbei.config import EngineConfig, PoolingFlag
+from openbei.engine.devices import gpu_number
 from openbei.engine.engine import Engine
 from openbei.engine.executor import CpuExecutor
 from openbei.model.spec import Pooling
@@ -22,8 +23,13 @@ def open_engine(config: EngineConfig) -> Engine:
 
 
 def start(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
-    """A read model -> an Engine on the CPU, warmed up and ready. Raises ConfigError, ModelError."""
-    return Engine(checkpoint, config, lambda: CpuExecutor(checkpoint.model, config.dtype))
+    """A read model -> an Engine on the device that config asks for, warmed up. Raises ConfigError, ModelError."""
+    number = gpu_number(config.device)
+    if number is None:
+        return Engine(checkpoint, config, lambda: CpuExecutor(checkpoint.model, config.dtype))
+    from openbei.engine.cuda import on_gpu  # PyTorch takes seconds to import
+
+    return Engine(checkpoint, config, lambda: on_gpu(checkpoint.model, config.dtype, number))
 
 
 def load_options(config: EngineConfig) -> LoadOptions:

@@ -1,0 +1,58 @@
+"""Seconds that launched work takes on a device, without what launching costs: a recording of it is repeated.
+
+Warm-up first, then the median of many repetitions, each between two events (on a GPU) or two looks at the clock.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from openbei.engine.machine import Machine
+
+MOST_RUNS = 200
+FEWEST_RUNS = 10
+BUDGET_S = 0.5
+
+
+def seconds(machine: Machine, launch: Callable[[], Tensor], runs: int = MOST_RUNS) -> float:
+    """The median of up to `runs` repetitions within half a second, at least ten (on a CPU, three)."""
+    stream = machine.stream()
+    replay, _ = stream.record(launch)
+    on_gpu = machine.location != "cpu"
+    times: list[float] = []
+    fewest, begin_s = (FEWEST_RUNS, time.perf_counter()) if on_gpu else (3, time.perf_counter())
+    with stream.use():
+        for _ in range(3):
+            replay()
+        while len(times) < fewest or (len(times) < runs and time.perf_counter() - begin_s < BUDGET_S):
+            times.append(_timed_on_gpu(replay) if on_gpu else _timed_here(replay))
+    return statistics.median(times)
+
+
+def rotated(launches: Sequence[Callable[[], Tensor]]) -> Callable[[], Tensor]:
+    """Launches over different data as one launch: what a cache holds of the first is gone by the last."""
+
+    def launch() -> Tensor:
+        for one in launches:
+            last = one()
+        return last
+
+    return launch
+
+
+def _timed_on_gpu(replay: Callable[[], None]) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def _timed_here(replay: Callable[[], None]) -> float:
+    begin_s = time.perf_counter()
+    replay()
+    return time.perf_counter() - begin_s

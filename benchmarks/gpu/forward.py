@@ -1,0 +1,80 @@
+"""Whole models at their real sizes, with random weights: one forward on the device, without HTTP.
+
+One request of 32, 128 and 512 tokens, and full batches of sequences of those lengths; in bfloat16, and with FP8
+weights and activations. `floor` is the share of the least time that the datasheet allows (shapes.py). `cosine` is the
+least of FP8's answers with bfloat16's on the same random weights, which says little of quality.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+from openbei.model.ops.cuda import CudaModel, Placement
+from torch import Tensor
+
+from benchmarks.gpu import shapes
+from benchmarks.gpu.clock import seconds
+from openbei.engine.cuda import example
+from openbei.engine.machine import Machine
+from openbei.model.spec import Batch, Model, Output, Size
+
+LENGTHS = (32, 128, 512)
+FULL_TOKENS = 8192
+COMPARED = Size(2048, 16)
+Row = dict[str, Any]
+
+
+def forwards(machine: Machine, tiny: bool) -> Iterator[Row]:
+    """A row a model, precision and shape of batch."""
+    for name in shapes.SPECS:
+        model = shapes.model(name, tiny)
+        answers = []
+        for eight_bit in (False, True):
+            placed = place(machine, model, eight_bit)
+            for size in _sizes(tiny):
+                yield {"model": name, "fp8": eight_bit} | _timed(machine, placed, model, size)
+            answers.append(_answer(machine, placed, model))
+            del placed
+            machine.free_bytes()
+        yield {"model": name, "what": "fp8 against bf16", "cosine": harness.least_cosine(*answers)}
+
+
+def place(machine: Machine, model: Model, eight_bit: bool) -> CudaModel:
+    """A model of random weights on the device."""
+    placement = Placement(machine.location, "bfloat16", eight_bit)
+    return CudaModel(model, placement, shapes.random_upload(machine.location, torch.bfloat16))
+
+
+def _sizes(tiny: bool) -> list[Size]:
+    lengths, full = (LENGTHS[:1], 64) if tiny else (LENGTHS, FULL_TOKENS)
+    return [Size(length, 1) for length in lengths] + [Size(full, full // length) for length in lengths]
+
+
+def _timed(machine: Machine, placed: CudaModel, model: Model, size: Size) -> Row:
+    batch = example(model.spec, size)
+    words = _words(machine, placed, batch, size)
+    taken_s = seconds(machine, lambda: placed.forward(words, size, _output(model)))
+    row = {"what": f"{size.num_sequences} x {int(batch.lengths[0])}", "ms": taken_s * 1e3}
+    row["tokens/s"] = batch.num_tokens / taken_s
+    if (chip := shapes.chip_of(machine.name)) is not None:
+        eight_bit = placed.placement.fp8
+        row["% of floor"] = 100 * shapes.floor_s(model, batch.lengths.tolist(), chip, eight_bit) / taken_s
+    return row
+
+
+def _answer(machine: Machine, placed: CudaModel, model: Model) -> np.ndarray:
+    batch = example(model.spec, COMPARED)
+    with machine.stream().use():
+        return placed.forward(_words(machine, placed, batch, COMPARED), COMPARED, "vectors").float().cpu().numpy()
+
+
+def _words(machine: Machine, placed: CudaModel, batch: Batch, size: Size) -> Tensor:
+    words = torch.empty(placed.num_words(size), dtype=torch.int32)
+    placed.write(batch, size, words.numpy())
+    return words.to(machine.location)
+
+
+def _output(model: Model) -> Output:
+    return "labels" if model.head else "vectors"
