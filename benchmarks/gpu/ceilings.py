@@ -63,7 +63,7 @@ def products(machine: Machine, tiny: bool) -> Iterator[Row]:
 
 
 def _ways(x: Tensor, x8: Quantized, room: Workspace) -> dict[str, tuple[Any, int]]:
-    """Name -> a product of x with a weight, and the weight's bits. `gated` applies SwiGLU too, and halves the result."""
+    """Name -> a product of x with a weight, and the bits of that weight. gated: SwiGLU is applied too."""
     ways: dict[str, tuple[Any, int]] = {
         "bf16": (lambda w: linear(x, w, None), 16),
         "fp8": (lambda w: linear_fp8(x8, w.values, w.scale, None, torch.bfloat16), 8),

@@ -11,13 +11,13 @@ from typing import Any
 import harness
 import numpy as np
 import torch
-from openbei.model.ops.cuda import CudaModel, Placement
 from torch import Tensor
 
 from benchmarks.gpu import shapes
 from benchmarks.gpu.clock import seconds
 from openbei.engine.cuda import example
 from openbei.engine.machine import Machine
+from openbei.model.ops.cuda import CudaModel, Placement
 from openbei.model.spec import Batch, Model, Output, Size
 
 LENGTHS = (32, 128, 512)

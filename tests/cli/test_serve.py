@@ -14,6 +14,7 @@ EVERY_ENGINE_FIELD: dict[str, Any] = {
     "model_id": "org/model",
     "revision": "v2",
     "served_model_name": "name",
+    "device": "cpu",
     "dtype": "float32",
     "pooling": "last-token",
     "tokenization_workers": 3,
