@@ -20,11 +20,11 @@ from torch import Tensor
 from openbei.model.ops import cuda
 from openbei.model.ops import torch as plain
 from openbei.model.ops.cuda import Placement
-from openbei.model.spec import Batch, Layer, Model, pack
+from openbei.model.spec import Batch, Layer, Model, Pooling, pack
 from openbei.weights.load import load
 from tests import families
 from tests.model.cuda_cases import DEVICES, GPU, LENGTHS, batch_of, fp8_states, rounded_states
-from tests.model.oracles import CudaRun, Floats, error
+from tests.model.oracles import CudaRun, Floats, error, pooled
 
 
 @pytest.fixture(params=families.ALL)
@@ -93,6 +93,21 @@ def test_fp8_in_bfloat16_is_at_most_twice_as_far_from_float32_as_plain_fp8(model
     wanted = plain.states(model, batch)
     states = CudaRun(model, Placement(device, "bfloat16", fp8=True), "states")(batch)
     assert error(states, wanted) <= 2 * error(fp8_states(model, batch), wanted)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("kind", ["cls", "last_token"])
+@pytest.mark.parametrize("family", ["bert", "jina-code", "llama", "gemma3"])
+def test_one_row_of_each_sequence_through_the_last_layer_is_as_near(
+    model: Model, kind: Pooling, fp8: bool, device: str
+) -> None:
+    """Those rows are float32 where they were picked, the products and norms after them 16 bit or FP8."""
+    batch = batch_of(model)
+    wanted = plain.states(model, batch)
+    low = fp8_states(model, batch) if fp8 else rounded_states(model, batch, "bfloat16")
+    vectors = CudaRun(replace(model, pooling=kind), Placement(device, "bfloat16", fp8), "vectors")(batch)
+    assert error(vectors, pooled(wanted, batch, kind)) <= 2 * error(low, wanted)
 
 
 def _without_biases(model: Model) -> Model:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime import JITFunction
 
 from openbei.model.kernels import activation, attention, embed, norm, pool, quantize, rope
 from openbei.model.ops import cuda
 from openbei.model.ops.cuda import CudaModel, Placement, Rows
 from openbei.model.spec import Array, Embedding, Layer, Linear, Model, ModelSpec, Norm, Rope, Size, Weights
 from tests.model.cuda_cases import batch_of, counted
-from tests.model.kernels.aot import Compiled, compile_launch
+from tests.model.kernels.aot import compile_launch
 from tests.model.oracles import CudaRun
 
 
@@ -81,16 +82,19 @@ def test_a_forward_reads_nothing_back(model: Model, fp8: bool) -> None:
 
 
 SHAPES = {
-    "bert-base": ModelSpec("bert", 30522, 768, 1, 12, 12, 64, 3072, 1e-12, "gelu", 512, num_segments=2),
+    "bert-base": ModelSpec("bert", 30522, 768, 2, 12, 12, 64, 3072, 1e-12, "gelu", 512, num_segments=2),
     "qwen3-8b": ModelSpec(
-        "qwen3", 151669, 4096, 1, 32, 8, 128, 12288, 1e-6, "silu", 32768, "rms", "pre", causal=True, rope=Rope(1e6)
+        "qwen3", 151669, 4096, 2, 32, 8, 128, 12288, 1e-6, "silu", 32768, "rms", "pre", causal=True, rope=Rope(1e6)
     ),
 }
 
 
 @pytest.mark.parametrize(("shapes", "fp8"), [("bert-base", False), ("qwen3-8b", True)])
 def test_every_launch_compiles_for_an_h100_and_spills_nothing(shapes: str, fp8: bool) -> None:
-    """Of one layer with what stands around it, as it is called here, on tensors without values."""
+    """Of two layers with what stands around them, as they are called here, on tensors without values.
+
+    Qwen3's last layer ends with the pooled rows alone, which are float32.
+    """
     hollow = CudaModel(
         _hollow(SHAPES[shapes]),
         Placement("meta", "bfloat16", fp8),
@@ -98,18 +102,16 @@ def test_every_launch_compiles_for_an_h100_and_spills_nothing(shapes: str, fp8: 
     )
     size = Size(512, 8)
     words = torch.empty(hollow.num_words(size), dtype=torch.int32, device="meta")
-    compiled: dict[str, Compiled] = {}
+    compiled: set[str] = set()
     with patch.multiple(cuda, **{name: _compiling(name, launch, compiled) for name, launch in KERNELS.items()}):
         hollow.forward(words, size, "vectors")
-    assert set(compiled) == {
+    assert {each.split()[0] for each in compiled} == {
         "embed",
         "add_norm",
         "attention",
         "pool",
         *(("rope_", "gated", "quantize_rows") if fp8 else ("activate",)),
     }
-    for each in compiled.values():
-        each.check(max_registers=255)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
@@ -124,12 +126,17 @@ KERNELS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _compiling(name: str, launch: Callable[..., Any], compiled: dict[str, Compiled]) -> Callable[..., Any]:
-    """A launch that is compiled and not run."""
+def _compiling(name: str, launch: Callable[..., Any], compiled: set[str]) -> Callable[..., Any]:
+    """A launch that is not run, but compiled when it is first called with arguments of these types and shapes."""
 
     def call(*args: Any) -> Any:
         results: list[Any] = []
-        compiled[name] = compile_launch(lambda: results.append(launch(*args)))
+        described = f"{name} {args}"
+        if described in compiled:
+            with patch.object(JITFunction, "run"):
+                return launch(*args)
+        compile_launch(lambda: results.append(launch(*args))).check(max_registers=255)
+        compiled.add(described)
         return results[0]
 
     return call
@@ -149,19 +156,24 @@ def _hollow(spec: ModelSpec) -> Model:
         return Norm(array(columns), array(columns) if bert else None)
 
     inner, keys, ffn = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, spec.ffn_width
-    layer = Layer(
-        q=linear(inner, width),
-        k=linear(keys, width),
-        v=linear(keys, width),
-        out=linear(width, inner),
-        attention_norm=norm(),
-        up=linear(ffn, width),
-        down=linear(width, ffn),
-        ffn_norm=norm(),
-        gate=None if bert else linear(ffn, width),
-        q_norm=None if bert else norm(spec.head_dim),
-        k_norm=None if bert else norm(spec.head_dim),
-    )
+
+    def layer(_: int) -> Layer:
+        return Layer(
+            q=linear(inner, width),
+            k=linear(keys, width),
+            v=linear(keys, width),
+            out=linear(width, inner),
+            attention_norm=norm(),
+            up=linear(ffn, width),
+            down=linear(width, ffn),
+            ffn_norm=norm(),
+            gate=None if bert else linear(ffn, width),
+            q_norm=None if bert else norm(spec.head_dim),
+            k_norm=None if bert else norm(spec.head_dim),
+        )
+
     tables = (array(512, width), array(2, width), norm()) if bert else (None, None, None)
     embedding = Embedding(array(spec.vocab_size, width), *tables)
-    return Model(spec, Weights(embedding, (layer,), final_norm=None if bert else norm()), "mean")
+    layers = tuple(map(layer, range(spec.num_layers)))
+    weights = Weights(embedding, layers, final_norm=None if bert else norm())
+    return Model(spec, weights, "mean" if bert else "last_token")
