@@ -12,6 +12,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 from openbei.model.ops.openvino import CompiledModel, CompileOptions, compile_model, native_bfloat16
+from openbei.model.positions import alibi_slopes
 from openbei.model.spec import Array, Batch, Embedding, Layer, Linear, Model, Norm, Weights, pack
 from tests.engine.fakes import SPEC
 
@@ -78,3 +79,28 @@ def test_16_bit_weights_give_what_their_float32_values_give(stored: type[np.gene
         answers.append(graph.run(pack(spec, [[3, 1, 4], [1, 5]], [[0, 1, 1], [0, 1]])))
     assert np.abs(answers[1]).max() > 0.1
     np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-6)
+
+
+def test_alibi_is_right_where_a_bias_of_every_pair_and_head_would_pass_2_gib() -> None:
+    """OpenVINO gave other numbers there, silently, when the bias was an array (H, S, S)."""
+    heads, length, random = 12, 8192, np.random.default_rng(0)
+    spec = replace(SPEC, width=48, num_layers=1, num_heads=heads, num_kv_heads=heads, head_dim=4, ffn_width=4)
+    spec = replace(spec, num_positions=length, num_segments=0, alibi=True)
+    word, wq, wk, wv = (np.float32(random.normal(0, 0.5, (rows, 48))) for rows in (50, 48, 48, 48))
+    nothing, norm = np.zeros((4, 48), np.float32), Norm(np.ones(48, np.float32), np.zeros(48, np.float32))
+    linears = [Linear(weight) for weight in (wq, wk, wv, np.eye(48, dtype=np.float32))]
+    layer = Layer(*linears, norm, Linear(nothing), Linear(nothing.T.copy()), norm)
+    ids = random.integers(0, 50, length)
+    graph = compile_model(
+        Model(spec, Weights(Embedding(word), (layer,)), "last_token"), CompileOptions("float32", 1, 2)
+    )
+    got = graph.run(pack(spec, [ids.tolist()]))[0]
+
+    x = word[ids].astype(np.float64)
+    q, k, v = (x[-1:] @ wq.T).reshape(heads, 4), (x @ wk.T).reshape(-1, heads, 4), (x @ wv.T).reshape(-1, heads, 4)
+    scores = np.einsum("hd,shd->hs", q, k) / 2 - alibi_slopes(heads)[:, None] * np.arange(length)[::-1]
+    shares = np.exp(scores - scores.max(1, keepdims=True))
+    y = np.einsum("hs,shd->hd", shares / shares.sum(1, keepdims=True), v).reshape(48) + x[-1]
+    for _ in range(2):  # the feed-forward half adds nothing
+        y = (y - y.mean()) / np.sqrt(y.var() + spec.norm_eps)
+    np.testing.assert_allclose(got, y, rtol=0, atol=1e-4)
