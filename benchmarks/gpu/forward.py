@@ -1,8 +1,9 @@
 """Whole models at their real sizes, with random weights: one forward on the device, without HTTP.
 
 One request of 32, 128 and 512 tokens, and full batches of sequences of those lengths; in bfloat16, and with FP8
-weights and activations; by cuBLASLt's products, and (`own`) with ours where they might be faster. `floor` is the share of the least time that the datasheet allows (shapes.py). `cosine` is the
-least of FP8's answers with bfloat16's on the same random weights, which says little of quality.
+weights and activations; by cuBLASLt's products, and (`own`) with ours where they might be faster. `floor` is the share
+of the least time that the datasheet allows (shapes.py). `cosine` is the least of a way's answers with bfloat16's on
+the same random weights, which says little of quality.
 """
 
 from collections.abc import Iterator
