@@ -1,8 +1,9 @@
 """Whole models at their real sizes, with random weights: one forward on the device, without HTTP.
 
 One request of 32, 128 and 512 tokens, and full batches of sequences of those lengths; in bfloat16, and with FP8
-weights and activations. `floor` is the share of the least time that the datasheet allows (shapes.py). `cosine` is the
-least of FP8's answers with bfloat16's on the same random weights, which says little of quality.
+weights and activations; by cuBLASLt's products, and (`own`) with ours where they might be faster. `floor` is the share
+of the least time that the datasheet allows (shapes.py). `cosine` is the least of a way's answers with bfloat16's on
+the same random weights, which says little of quality.
 """
 
 from collections.abc import Iterator
@@ -18,11 +19,14 @@ from benchmarks.gpu.clock import seconds
 from openbei.engine.cuda import example
 from openbei.engine.machine import Machine
 from openbei.model.ops.cuda import CudaModel, Placement
+from openbei.model.ops.cuda_weights import Ways
 from openbei.model.spec import Batch, Model, Output, Size
 
 LENGTHS = (32, 128, 512)
 FULL_TOKENS = 8192
 COMPARED = Size(2048, 16)
+OWN = Ways(few_rows=64, fused_gate=True)
+WAYS = {"bf16": (False, Ways()), "bf16 own": (False, OWN), "fp8": (True, Ways()), "fp8 own": (True, OWN)}
 Row = dict[str, Any]
 
 
@@ -30,20 +34,22 @@ def forwards(machine: Machine, tiny: bool) -> Iterator[Row]:
     """A row a model, precision and shape of batch."""
     for name in shapes.SPECS:
         model = shapes.model(name, tiny)
-        answers = []
-        for eight_bit in (False, True):
-            placed = place(machine, model, eight_bit)
+        answers = {}
+        for way, (eight_bit, ways) in WAYS.items():
+            placed = place(machine, model, eight_bit, ways)
             for size in _sizes(tiny):
-                yield {"model": name, "fp8": eight_bit} | _timed(machine, placed, model, size)
-            answers.append(_answer(machine, placed, model))
+                yield {"model": name, "way": way} | _timed(machine, placed, model, size)
+            answers[way] = _answer(machine, placed, model)
             del placed
             machine.free_bytes()
-        yield {"model": name, "what": "fp8 against bf16", "cosine": harness.least_cosine(*answers)}
+        for way in list(answers)[1:]:
+            cosine = harness.least_cosine(answers["bf16"], answers[way])
+            yield {"model": name, "way": way, "what": "against bf16", "cosine": cosine}
 
 
-def place(machine: Machine, model: Model, eight_bit: bool) -> CudaModel:
+def place(machine: Machine, model: Model, eight_bit: bool, ways: Ways) -> CudaModel:
     """A model of random weights on the device."""
-    placement = Placement(machine.location, "bfloat16", eight_bit)
+    placement = Placement(machine.location, "bfloat16", eight_bit, ways)
     return CudaModel(model, placement, shapes.random_upload(machine.location, torch.bfloat16))
 
 

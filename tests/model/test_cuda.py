@@ -4,6 +4,8 @@ Levels 1 and 3 run in test_levels.py and test_heads.py too. Here: padding that i
 operations of the same precision, and real weights.
 """
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,11 +22,14 @@ from torch import Tensor
 from openbei.model.ops import cuda
 from openbei.model.ops import torch as plain
 from openbei.model.ops.cuda import Placement
+from openbei.model.ops.cuda_weights import Ways
 from openbei.model.spec import Batch, Layer, Model, Pooling, pack
 from openbei.weights.load import load
 from tests import families
 from tests.model.cuda_cases import DEVICES, GPU, LENGTHS, batch_of, fp8_states, rounded_states
 from tests.model.oracles import CudaRun, Floats, error, pooled
+
+WAYS = [Ways(), Ways(few_rows=64, fused_gate=True), Ways(fused_gate=True)]
 
 
 @pytest.fixture(params=families.ALL)
@@ -68,13 +73,47 @@ def _poisoned(num_tokens: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("ways", WAYS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_16_bit_is_at_most_twice_as_far_from_float32_as_plain_16_bit(model: Model, device: str, dtype: Any) -> None:
+def test_16_bit_is_at_most_twice_as_far_from_float32_as_plain_16_bit(
+    model: Model, device: str, dtype: Any, ways: Ways
+) -> None:
     batch = batch_of(model)
     wanted = plain.states(model, batch)
     allowed = 2 * error(rounded_states(model, batch, dtype), wanted)
-    assert error(CudaRun(model, Placement(device, dtype), "states")(batch), wanted) <= allowed
+    assert error(CudaRun(model, Placement(device, dtype, ways=ways), "states")(batch), wanted) <= allowed
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "nomic"])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_our_own_products_are_taken_where_they_were_asked_for(model: Model, fp8: bool) -> None:
+    """61 tokens, and 3 of padding: 64 rows."""
+    names = ("linear", "linear_fp8", "few_rows", "gated_linear", "gated_fp8", "gated")
+    taken = {}
+    for ways in (Ways(), Ways(few_rows=64, fused_gate=True), Ways(few_rows=63)):
+        counts, run = Counter[str](), CudaRun(model, Placement("cpu", "bfloat16", fp8, ways), "states")
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                stack.enter_context(patch.object(cuda, name, counted(counts, name)))
+            run(batch_of(model, (61,)))
+        taken[ways] = counts
+    library, own, too_many = taken.values()
+    assert set(library) <= {"linear", "linear_fp8", "gated"}
+    assert own["linear"] == own["linear_fp8"] == own["gated"] == 0
+    assert own["few_rows"] > 0
+    assert own["gated_fp8" if fp8 else "gated_linear"] == library["gated"]
+    assert too_many == library
+
+
+def counted(counts: Counter[str], name: str) -> Any:
+    right = getattr(cuda, name)
+
+    def call(*args: Any) -> Any:
+        counts[name] += 1
+        return right(*args)
+
+    return call
 
 
 def test_fp8_in_float32_is_plain_fp8(model: Model) -> None:
@@ -87,11 +126,14 @@ def test_fp8_in_float32_is_plain_fp8(model: Model) -> None:
     assert error(wanted, plain.states(model, batch)) > 0.1
 
 
+@pytest.mark.parametrize("ways", WAYS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_fp8_in_bfloat16_is_at_most_twice_as_far_from_float32_as_plain_fp8(model: Model, device: str) -> None:
+def test_fp8_in_bfloat16_is_at_most_twice_as_far_from_float32_as_plain_fp8(
+    model: Model, device: str, ways: Ways
+) -> None:
     batch = batch_of(model)
     wanted = plain.states(model, batch)
-    states = CudaRun(model, Placement(device, "bfloat16", fp8=True), "states")(batch)
+    states = CudaRun(model, Placement(device, "bfloat16", fp8=True, ways=ways), "states")(batch)
     assert error(states, wanted) <= 2 * error(fp8_states(model, batch), wanted)
 
 

@@ -13,6 +13,7 @@ One launch does several operations, so some wait for the next one (Rows). Three 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,14 +24,15 @@ from openbei.model import transformer
 from openbei.model.kernels.activation import activate, gated
 from openbei.model.kernels.attention import Tiles, attention, rows_per_tile
 from openbei.model.kernels.embed import embed
-from openbei.model.kernels.linear import linear, linear_fp8
+from openbei.model.kernels.few_rows import Workspace, few_rows, workspace
+from openbei.model.kernels.linear import gated_fp8, gated_linear, linear, linear_fp8
 from openbei.model.kernels.norm import add_norm, head_norm
 from openbei.model.kernels.pool import pool
 from openbei.model.kernels.quantize import Quantized, quantize_rows
 from openbei.model.kernels.rope import Angles, HeadNorms, rope_
 from openbei.model.ops import Attention, NormSpec
 from openbei.model.ops.cuda_batch import Layout, Regions
-from openbei.model.ops.cuda_weights import DeviceWeights, Placement, Product, Upload, place
+from openbei.model.ops.cuda_weights import FP8_STEP, DeviceWeights, Placement, Product, Upload, place
 from openbei.model.spec import Activation, Batch, Embedding, Linear, Model, ModelSpec, Norm, Output, Pooling, Rope, Size
 
 __all__ = ["CudaModel", "CudaOps", "Placement", "Upload"]
@@ -90,6 +92,8 @@ class CudaOps:
     def gated(self, x: Rows, up: Linear, gate: Linear, activation: Activation) -> Rows:
         """(T, C) -> (T, F), the gate in the first half of one product."""
         product = self.weights.products[id(gate)]
+        if product.interleaved:
+            return Rows(self._multiply_gated(x, product, activation))
         return _rows(gated(self._multiply(x, product), activation, product.feeds_fp8))
 
     def add(self, x: Rows, y: Rows) -> Rows:
@@ -129,9 +133,34 @@ class CudaOps:
     def _multiply(self, x: Rows, product: Product) -> Tensor:
         """x Wᵀ + b, (rows, in) -> (rows, out), in the precision of the product."""
         if product.scale is None:
-            return linear(x.whole().to(product.weight.dtype), product.weight, product.bias)
-        quantized = x.quantized or quantize_rows(x.whole())
-        return linear_fp8(quantized, product.weight, product.scale, product.bias, self.dtype)
+            rows = x.whole().to(product.weight.dtype)
+            if self._is_few(rows):
+                return few_rows(rows.contiguous(), product.weight, product.bias, rows.dtype, self._room)
+            return linear(rows, product.weight, product.bias)
+        quantized, weight = self._quantized(x), Quantized(product.weight, product.scale)
+        if self._is_few(quantized.values):
+            return few_rows(quantized, weight, product.bias, self.dtype, self._room)
+        return linear_fp8(quantized, *weight, product.bias, self.dtype)
+
+    def _multiply_gated(self, x: Rows, product: Product, activation: Activation) -> Tensor:
+        """activation(gate) * up, (T, C) -> (T, F), where the product does all of it."""
+        if product.scale is None:
+            return gated_linear(x.whole(), product.weight, product.bias, activation)
+        weight = Quantized(product.weight, product.scale)
+        y = gated_fp8(self._quantized(x), weight, product.bias, activation, self.dtype)
+        assert isinstance(y, Tensor)
+        return y
+
+    def _quantized(self, x: Rows) -> Quantized:
+        return x.quantized or quantize_rows(x.whole())
+
+    def _is_few(self, rows: Tensor) -> bool:
+        return len(rows) <= self.weights.ways.few_rows and rows.shape[1] % FP8_STEP == 0 and rows.dtype != torch.float32
+
+    @cached_property
+    def _room(self) -> Workspace:
+        """Of this forward alone: two streams may not share it."""
+        return workspace(self.batch.ids.device)
 
     def _turned(self, q: Rows, k: Rows, rope: Rope) -> tuple[Rows, Rows]:
         """q and k with the norms and turns that waited."""

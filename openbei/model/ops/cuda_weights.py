@@ -7,7 +7,7 @@ that of the first), so the model must live as long as its DeviceWeights.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from openbei.errors import ConfigError
+from openbei.model.kernels.linear import interleave
 from openbei.model.kernels.norm import Want
 from openbei.model.kernels.quantize import E4M3, quantize_weight
 from openbei.model.positions import alibi_slopes, bucketed_bias, cos_sin
@@ -28,12 +29,25 @@ FP8_STEP = 16  # torch._scaled_mm multiplies no other sizes
 
 
 @dataclass(frozen=True, slots=True)
+class Ways:
+    """Which of our own products are taken in a block, in place of cuBLASLt's. benchmarks/gpu asks which is faster.
+
+    few_rows: for so many rows and fewer (64 at most), the one that cuts the depth. fused_gate: gate, up and activation
+    in one.
+    """
+
+    few_rows: int = 0
+    fused_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where a model runs, and in what: dtype of weights and activations; fp8: the products of its blocks in e4m3."""
 
     device: str
     dtype: Literal["bfloat16", "float16", "float32"]
     fp8: bool = False
+    ways: Ways = Ways()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +55,7 @@ class Product:
     """One matrix product: weight (N, C) of one linear, or of several that share their input, in order.
 
     bias (N,) or None. scale: float32 (N,) if the weight is e4m3, else None. widths: rows of each linear.
-    feeds_fp8: its result, once activated, goes into an FP8 product.
+    feeds_fp8: its result, once activated, goes into an FP8 product. interleaved: rows of gate and up take turns.
     """
 
     weight: Tensor
@@ -49,6 +63,7 @@ class Product:
     scale: Tensor | None
     widths: tuple[int, ...]
     feeds_fp8: bool = False
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +90,7 @@ class DeviceWeights:
     """All of it.
 
     angles: cos and sin of every position, float32 (P, D / 2) each; none for a dynamic Rope, whose angles depend on the
-    batch. slopes: ALiBi's, float32 (H,). bias: by distance, float32 (H, 2P - 1).
+    batch. slopes: ALiBi's, float32 (H,). bias: by distance, float32 (H, 2P - 1). ways: as Placement has them.
     """
 
     tables: Tables
@@ -84,6 +99,7 @@ class DeviceWeights:
     angles: dict[Rope, Table]
     slopes: Tensor | None
     bias: Tensor | None
+    ways: Ways = Ways()
 
     @property
     def num_bytes(self) -> int:
@@ -117,6 +133,7 @@ def place(model: Model, placement: Placement, upload: Upload | None = None) -> D
         angles={rope: rotary_table(spec, rope, device) for rope in ropes(spec) if rope.scaling != "dynamic"},
         slopes=None if slopes is None else from_numpy(slopes.astype(np.float32)).to(device),
         bias=None if bias is None else from_numpy(bucketed_bias(bias, spec.max_length)).to(device),
+        ways=placement.ways,
     )
 
 
@@ -189,7 +206,24 @@ class _Placer:
         self._product((layer.out,))
         down = self._product((layer.down,))
         first = (layer.up,) if layer.gate is None else (layer.gate, layer.up)
-        return attention, self._product(first, feeds_fp8=down.scale is not None)
+        up = self._product(first, feeds_fp8=down.scale is not None)
+        return attention, self._interleaved(first) if layer.gate is not None and self._fuses(up) else up
+
+    def _fuses(self, product: Product) -> bool:
+        """True where our own gated product is wanted and can be."""
+        fits = all(size % FP8_STEP == 0 for size in product.weight.shape)
+        return self.placement.ways.fused_gate and fits and product.weight.dtype != torch.float32
+
+    def _interleaved(self, linears: Sequence[Linear]) -> Product:
+        """Gate and up, already one product, with their rows in turns."""
+        product = self.products[id(linears[0])]
+        weight, bias, scale = (
+            None if part is None else interleave(*part.chunk(2))
+            for part in (product.weight, product.bias, product.scale)
+        )
+        assert weight is not None
+        self.products[id(linears[0])] = replace(product, weight=weight, bias=bias, scale=scale, interleaved=True)
+        return self.products[id(linears[0])]
 
     def _product(self, linears: Sequence[Linear], feeds_fp8: bool = False) -> Product:
         widths = tuple(len(linear.weight) for linear in linears)
