@@ -85,7 +85,7 @@ def _option(option: click.Option, context: click.Context) -> str:
 def metrics_page() -> str:
     """The metrics' own text, with nothing counted yet -> docs/metrics.md."""
     rows = []
-    text = Metrics(max_input_length=1, queue_size=lambda: 0).render().decode()
+    text = Metrics(max_input_length=1).render().decode()
     for part in text.split("# HELP ")[1:]:
         (name, meaning), kind = part.splitlines()[0].split(" ", 1), part.splitlines()[1].rpartition(" ")[2]
         labels = sorted(set(re.findall(r'(\w+)="([^"]*)"', part)) if kind == "counter" else ())

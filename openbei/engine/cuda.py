@@ -93,7 +93,8 @@ class CudaExecutor:
         for track in tracks * IN_FLIGHT:
             self._slots.put(self._make_slot(track))
         num_lanes = num_tracks * IN_FLIGHT
-        self.device = Device(f"{machine.name}, {num_tracks} streams", precision, num_lanes, self._measure())
+        name = f"{machine.name}, {num_tracks} streams"
+        self.device = Device(name, precision, num_lanes, self._measure(), divided=False)
 
     def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
         """Batch -> rows as Executor says; threads may call it at once. alone makes no difference here.

@@ -28,12 +28,15 @@ class Device:
     """What an executor runs on. dtype: float32 or bfloat16, as computed.
 
     num_lanes: batches that run well at once. max_batch_tokens: the size of batch that fills one lane.
+    divided: each lane has a part of the device, such as one core of a CPU, so a batch alone may be given all of it. If
+    not, every batch gets the whole device anyhow, one lane launches while another's batch computes, and none is alone.
     """
 
     name: str
     dtype: str
     num_lanes: int
     max_batch_tokens: int
+    divided: bool = True
 
 
 class Executor(Protocol):
@@ -44,7 +47,7 @@ class Executor(Protocol):
     def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
         """Batch -> pooled vectors (B, embedding_dim), not normalised; states (T, C); or labels (B, L), (T, L) by token.
 
-        alone: nothing else runs or will until this returns, so the whole device may work on it.
+        alone: nothing else runs or will until this returns, so the whole device may work on it; never if not divided.
         """
         ...
 

@@ -1,17 +1,19 @@
 """Every metric of openbei, declared once with TEI's exact names, and their Prometheus text.
 
-Owns the counts, the buckets and the text format (version 0.0.4); never touches HTTP, batches or tensors.
-The text is written here and not by prometheus_client, because that library puts `_total` behind every
-counter's name while TEI's dashboards ask for the bare one. All methods may be called from any thread.
+Owns the counts, the buckets and the text format (version 0.0.4); never touches HTTP, batches or tensors. The counts lie
+on a Board (board.py), so that each of the processes that serve one port can tell what all of them counted. The text is
+written here and not by prometheus_client, because that library puts `_total` behind every counter's name while TEI's
+dashboards ask for the bare one. All methods may be called from any thread.
 """
 
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import NamedTuple
 
+from openbei.engine.board import Board, Cells
 from openbei.engine.request import Request, Result
 from openbei.errors import EmptyInput, answer
 
@@ -53,31 +55,37 @@ class Counter:
 
     kind = "counter"
 
-    def __init__(self, name: str, text: str, label: str = "", values: Sequence[str] = ("",)) -> None:
+    def __init__(self, cells: Cells, name: str, text: str, label: str = "", values: Sequence[str] = ("",)) -> None:
         self.name, self.text, self.label = name, text, label
-        self.counts = dict.fromkeys(values, 0)
+        self._cells = cells.next(len(values))
+        self._places = {value: place for place, value in enumerate(values)}
 
     def add(self, count: int = 1, value: str = "") -> None:
         """Count more of one label value."""
-        self.counts[value] += count
+        self._cells.own[self._places[value]] += count
 
     def samples(self) -> Iterator[tuple[str, float]]:
-        """Series name with its label -> its number."""
-        for value, count in self.counts.items():
-            yield self.name + (f'{{{self.label}="{value}"}}' if self.label else ""), count
+        """Series name with its label -> its number, of all processes."""
+        for value, total in zip(self._places, self._cells.totals(), strict=True):
+            yield self.name + (f'{{{self.label}="{value}"}}' if self.label else ""), total
 
 
 class Gauge:
-    """A number that is asked for when the text is written."""
+    """A number as it is now."""
 
     kind = "gauge"
 
-    def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
-        self.name, self.text, self.read = name, text, read
+    def __init__(self, cells: Cells, name: str, text: str) -> None:
+        self.name, self.text = name, text
+        self._cells = cells.next(1)
+
+    def set(self, value: float) -> None:
+        """Note the number of this process."""
+        self._cells.own[0] = value
 
     def samples(self) -> Iterator[tuple[str, float]]:
-        """The one series and its number now."""
-        yield self.name, self.read()
+        """The one series and its number now, of all processes."""
+        yield self.name, self._cells.totals()[0]
 
 
 class Histogram:
@@ -85,23 +93,29 @@ class Histogram:
 
     kind = "histogram"
 
-    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+    def __init__(self, cells: Cells, name: str, text: str, bounds: Sequence[float]) -> None:
         self.name, self.text, self.bounds = name, text, tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)
-        self.sum = 0.0
+        self._cells = cells.next(len(self.bounds) + 2)  # one a bucket, the last without bound; then the sum
+
+    @property
+    def sum(self) -> float:
+        """The sum of what this process observed."""
+        return self._cells.own[-1]
 
     def observe(self, value: float) -> None:
         """Count one value in the first bucket whose bound it does not exceed."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+        own = self._cells.own
+        own[bisect_left(self.bounds, value)] += 1
+        own[-1] += value
 
     def samples(self) -> Iterator[tuple[str, float]]:
-        """The cumulative buckets, the sum and the count."""
-        total = 0
-        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
+        """The cumulative buckets, the sum and the count, of all processes."""
+        *counts, total_sum = self._cells.totals()
+        total = 0.0
+        for bound, count in zip((*self.bounds, math.inf), counts, strict=True):
             total += count
             yield f'{self.name}_bucket{{le="{number(bound)}"}}', total
-        yield f"{self.name}_sum", self.sum
+        yield f"{self.name}_sum", total_sum
         yield f"{self.name}_count", total
 
 
@@ -111,28 +125,30 @@ Metric = Counter | Gauge | Histogram
 class Metrics:
     """What the engine counts. Times are seconds, lengths are tokens.
 
-    max_input_length: tokens, ends the buckets of te_request_input_length. queue_size: inputs waiting now.
+    max_input_length: tokens, ends the buckets of te_request_input_length. board: where the numbers lie; every process
+    that shares one must be given the same max_input_length.
     """
 
-    def __init__(self, max_input_length: int, queue_size: Callable[[], int]) -> None:
+    def __init__(self, max_input_length: int, board: Board | None = None) -> None:
         self._lock = threading.Lock()
+        cells = (board or Board()).cells()
         lengths = [2**k for k in range(20) if 2**k <= max_input_length]
-        self.request_count = Counter("te_request_count", "Requests begun", "method", METHODS)
-        self.request_success = Counter("te_request_success", "Requests answered", "method", METHODS)
-        self.request_failure = Counter("te_request_failure", "Requests failed", "err", FAILURES)
-        self.embed_count = Counter("te_embed_count", "Inputs to embed begun")
-        self.embed_success = Counter("te_embed_success", "Inputs embedded")
-        self.predict_count = Counter("te_predict_count", "Inputs to predict or rerank begun")
-        self.predict_success = Counter("te_predict_success", "Inputs predicted or reranked")
-        self.queue_size = Gauge("te_queue_size", "Inputs waiting", queue_size)
+        self.request_count = Counter(cells, "te_request_count", "Requests begun", "method", METHODS)
+        self.request_success = Counter(cells, "te_request_success", "Requests answered", "method", METHODS)
+        self.request_failure = Counter(cells, "te_request_failure", "Requests failed", "err", FAILURES)
+        self.embed_count = Counter(cells, "te_embed_count", "Inputs to embed begun")
+        self.embed_success = Counter(cells, "te_embed_success", "Inputs embedded")
+        self.predict_count = Counter(cells, "te_predict_count", "Inputs to predict or rerank begun")
+        self.predict_success = Counter(cells, "te_predict_success", "Inputs predicted or reranked")
+        self.queue_size = Gauge(cells, "te_queue_size", "Inputs waiting")
         self.request_times = durations(
-            "te_request", "a request that was answered; of its steps, the mean of its inputs"
+            cells, "te_request", "a request that was answered; of its steps, the mean of its inputs"
         )
-        self.embed_times = durations("te_embed", "one input that was embedded")
-        self.predict_times = durations("te_predict", "one input that was predicted or reranked")
-        self.input_length = Histogram("te_request_input_length", "Tokens of an input after truncation", lengths)
-        self.batch_size = Histogram("te_batch_next_size", "Inputs in a batch", [2**k for k in range(13)])
-        self.batch_tokens = Histogram("te_batch_next_tokens", "Tokens in a batch", [2**k for k in range(21)])
+        self.embed_times = durations(cells, "te_embed", "one input that was embedded")
+        self.predict_times = durations(cells, "te_predict", "one input that was predicted or reranked")
+        self.input_length = Histogram(cells, "te_request_input_length", "Tokens of an input after truncation", lengths)
+        self.batch_size = Histogram(cells, "te_batch_next_size", "Inputs in a batch", [2**k for k in range(13)])
+        self.batch_tokens = Histogram(cells, "te_batch_next_tokens", "Tokens in a batch", [2**k for k in range(21)])
 
     def begun(self, request: Request) -> None:
         """Count a request and its inputs, before anything is checked."""
@@ -173,7 +189,7 @@ class Metrics:
     def render(self) -> bytes:
         """All metrics -> Prometheus text, UTF-8.
 
-        Takes no lock: the queue size is read from the engine, which may be counting under a lock of its own.
+        Takes no lock: other processes count meanwhile anyhow, and each number is written at once.
         """
         return "".join(exposition(metric) for metric in self._all()).encode()
 
@@ -185,9 +201,10 @@ class Metrics:
                 yield from entry
 
 
-def durations(prefix: str, what: str) -> tuple[Histogram, ...]:
+def durations(cells: Cells, prefix: str, what: str) -> tuple[Histogram, ...]:
     """One histogram of seconds for each of STEPS."""
-    return tuple(Histogram(f"{prefix}{step}_duration", f"Seconds of {what}", DURATION_BUCKETS) for step in STEPS)
+    names = [f"{prefix}{step}_duration" for step in STEPS]
+    return tuple(Histogram(cells, name, f"Seconds of {what}", DURATION_BUCKETS) for name in names)
 
 
 def observe_all(histograms: Iterable[Histogram], values: Iterable[float]) -> None:

@@ -5,18 +5,35 @@ Owns which of a flag and a model's file wins; never touches requests or threads.
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from openbei.config import EngineConfig
-from openbei.engine.executor import Device
 from openbei.engine.request import EngineInfo, Kind
 from openbei.errors import ConfigError
 from openbei.weights.checkpoint import Checkpoint, Labels, TextSpec
 
+if TYPE_CHECKING:
+    from openbei.engine.executor import Device  # which imports OpenVINO, and a frontend need not
+
 log = logging.getLogger(__name__)
 
 
-def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, device: Device) -> EngineInfo:
+@dataclass(frozen=True, slots=True)
+class Served:
+    """All that the half of an engine knows which reads requests: small, and it can be sent to another process.
+
+    text: with the length limit in force. prompt: put before every input that names no prompt of its own.
+    """
+
+    config: EngineConfig
+    info: EngineInfo
+    text: TextSpec
+    prompt: str | None
+    labels: Labels | None
+
+
+def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, device: "Device") -> EngineInfo:
     """What will be served, for /info and the start banner."""
     return EngineInfo(
         model_id=checkpoint.model_id,

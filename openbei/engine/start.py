@@ -3,12 +3,17 @@
 Owns the order of start-up; never touches requests.
 """
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from openbei.config import EngineConfig, PoolingFlag
+from openbei.engine.core import Clock, LocalCore
 from openbei.engine.devices import gpu_number
 from openbei.engine.engine import Engine
-from openbei.engine.executor import CpuExecutor
+from openbei.engine.executor import CpuExecutor, Executor
+from openbei.engine.metrics import Metrics
+from openbei.engine.settle import Served, default_prompt, describe, kind_of, limited
 from openbei.model.spec import Pooling
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
@@ -24,12 +29,48 @@ def open_engine(config: EngineConfig) -> Engine:
 
 def start(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
     """A read model -> an Engine on the device that config asks for, warmed up. Raises ConfigError, ModelError."""
+    return start_engine(checkpoint, config, lambda: make_executor(checkpoint, config))
+
+
+def start_engine(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    make_executor: Callable[[], Executor],
+    clock: Clock = time.monotonic,
+) -> Engine:
+    """A read model -> both halves of an engine in this process. make_executor, clock: as LocalCore has them."""
+    metrics = Metrics(limited(checkpoint.text, config).max_length)
+    core, served = start_core(checkpoint, config, make_executor, metrics, clock)
+    try:
+        return Engine(served, core, metrics, clock)
+    except BaseException:
+        core.close()
+        raise
+
+
+def start_core(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    make_executor: Callable[[], Executor],
+    metrics: Metrics,
+    clock: Clock = time.monotonic,
+) -> tuple[LocalCore, Served]:
+    """A read model -> the half of an engine that computes, and what the other half must know of it."""
+    text = limited(checkpoint.text, config)
+    prompt = default_prompt(text, config, kind_of(checkpoint.labels))
+    core = LocalCore(checkpoint, config, make_executor, metrics, clock)
+    info = describe(checkpoint, text, config, core.device)
+    return core, Served(config, info, text, prompt, checkpoint.labels)
+
+
+def make_executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
+    """An executor on the device that config asks for. Raises ConfigError."""
     number = gpu_number(config.device)
     if number is None:
-        return Engine(checkpoint, config, lambda: CpuExecutor(checkpoint.model, config.dtype))
+        return CpuExecutor(checkpoint.model, config.dtype)
     from openbei.engine.cuda import on_gpu  # PyTorch takes seconds to import
 
-    return Engine(checkpoint, config, lambda: on_gpu(checkpoint.model, config.dtype, number))
+    return on_gpu(checkpoint.model, config.dtype, number)
 
 
 def load_options(config: EngineConfig) -> LoadOptions:

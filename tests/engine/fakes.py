@@ -15,8 +15,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
 from openbei.config import EngineConfig
+from openbei.engine.core import LocalCore
 from openbei.engine.engine import Engine
 from openbei.engine.executor import Device, Output
+from openbei.engine.start import start_engine
 from openbei.model.spec import Batch, Embedding, Model, ModelSpec, Norm, Weights
 from openbei.weights.checkpoint import Checkpoint, Labels, TextSpec
 
@@ -75,8 +77,10 @@ class FakeExecutor:
     Labels are the first of these numbers, as many as there are names. A Run is answered when a test finishes it.
     """
 
-    def __init__(self, num_lanes: int, max_batch_tokens: int, started: "Queue[Run]", labels: Labels | None) -> None:
-        self.device = Device("fake", "float32", num_lanes, max_batch_tokens)
+    def __init__(
+        self, num_lanes: int, max_batch_tokens: int, started: "Queue[Run]", labels: Labels | None, divided: bool = True
+    ) -> None:
+        self.device = Device("fake", "float32", num_lanes, max_batch_tokens, divided)
         self.started, self.labels = started, labels
 
     def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
@@ -121,6 +125,14 @@ class Harness:
     def idle(self) -> bool:
         return self.started.empty()
 
+    @property
+    def core(self) -> LocalCore:
+        return self.engine._core
+
+    def wait_for_queue(self, length: int) -> None:
+        with self.core._changed:
+            assert self.core._changed.wait_for(lambda: len(self.core._queue) == length, WAIT_S)
+
 
 def harness(
     folder: Path,
@@ -128,6 +140,7 @@ def harness(
     num_lanes: int = 1,
     lane_tokens: int = 10,
     labels: Labels | None = None,
+    divided: bool = True,
     make: Callable[[Callable[[], FakeExecutor]], FakeExecutor] | None = None,
     **config: object,
 ) -> Harness:
@@ -136,9 +149,9 @@ def harness(
     clock = FakeClock()
 
     def plain() -> FakeExecutor:
-        return FakeExecutor(num_lanes, lane_tokens, started, labels)
+        return FakeExecutor(num_lanes, lane_tokens, started, labels, divided)
 
     prompts = config.pop("prompts", None)
     source = checkpoint(folder, int(config.pop("max_length", 100)), prompts, labels)
-    engine = Engine(source, EngineConfig(**config), (lambda: make(plain)) if make else plain, clock)
+    engine = start_engine(source, EngineConfig(**config), (lambda: make(plain)) if make else plain, clock)
     return Harness(engine, started, clock)

@@ -5,13 +5,14 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
 
 from openbei.config import EngineConfig
-from openbei.engine.engine import Engine
 from openbei.engine.request import Options, Request, Result
+from openbei.engine.start import start_engine
 from openbei.errors import (
     BatchTooLarge,
     ConfigError,
@@ -42,10 +43,9 @@ def submit(house: Harness, *inputs: str | list[int], **options: object) -> Futur
 
 def submit_and_wait(house: Harness, *inputs: str, deadline_s: float | None = None) -> Future[Result]:
     """Submit while the lanes are busy, and return when the inputs wait in the queue."""
-    before = len(house.engine._queue)
+    before = len(house.core._queue)
     future = house.engine.submit(Request(inputs=inputs, options=RAW, deadline_s=deadline_s))
-    with house.engine._changed:
-        assert house.engine._changed.wait_for(lambda: len(house.engine._queue) == before + len(inputs), WAIT_S)
+    house.wait_for_queue(before + len(inputs))
     return future
 
 
@@ -117,6 +117,18 @@ def test_a_backlog_runs_on_all_lanes_at_once(make: partial[Harness]) -> None:
     assert future.result(WAIT_S).rows[:, 1].tolist() == [9, 9, 8]
 
 
+def test_lanes_of_an_undivided_device_always_overlap_and_none_is_alone(make: partial[Harness]) -> None:
+    house = make(num_lanes=2, divided=False)
+    submit(house, words(3))
+    first = house.next_run()
+    submit(house, words(4))
+    second = house.next_run()
+    assert not first.alone
+    assert not second.alone
+    first.finish()
+    second.finish()
+
+
 def test_normalised_cut_and_counted(make: partial[Harness]) -> None:
     house = make()
     future = submit(house, words(3, 4), normalize=True)
@@ -162,7 +174,7 @@ def test_bad_input_is_refused_at_once(
     house = make(max_client_batch_size=3)
     with pytest.raises(error):
         submit(house, *inputs, **options)
-    assert house.engine._num_admitted == 0
+    assert house.core.admission.num_taken == 0
 
 
 def test_too_long_is_cut_or_refused_as_asked(make: partial[Harness]) -> None:
@@ -303,8 +315,7 @@ def test_a_crash_fails_all_who_wait_and_another_executor_takes_over(make: partia
     with pytest.raises(Unhealthy):
         submit(house, words(1))
     mend.set()
-    with house.engine._changed:
-        assert house.engine._changed.wait_for(lambda: house.engine.status == "ready", WAIT_S)
+    assert house.core.admission.wait_until_ready(WAIT_S)
     after = submit(house, words(1, 5))
     house.next_run().finish()
     assert after.result(WAIT_S).rows[0, 0] == 5
@@ -325,8 +336,7 @@ def test_restart_is_tried_again_when_it_fails(make: partial[Harness]) -> None:
     house.next_run().fail(RuntimeError("boom"))
     with pytest.raises(InferenceFailed):
         running.result(WAIT_S)
-    with house.engine._changed:
-        assert house.engine._changed.wait_for(lambda: house.engine.status == "ready", WAIT_S)
+    assert house.core.admission.wait_until_ready(WAIT_S)
     assert len(attempts) == 3
 
 
@@ -403,5 +413,7 @@ def test_a_wrong_config_is_refused_at_start(make: partial[Harness], config: dict
 def test_a_tokenizer_larger_than_the_model_is_refused_at_start(tmp_path: Path) -> None:
     source = checkpoint(tmp_path)
     smaller = replace(source, model=replace(source.model, spec=replace(source.model.spec, vocab_size=VOCAB_SIZE - 1)))
+    before = threading.active_count()
     with pytest.raises(ModelError, match="50 tokens, the model embeds 49"):
-        Engine(smaller, EngineConfig(), FakeExecutor)
+        start_engine(smaller, EngineConfig(), lambda: FakeExecutor(1, 10, Queue(), None))
+    assert threading.active_count() == before

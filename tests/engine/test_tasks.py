@@ -51,11 +51,6 @@ def answer(house: Harness, task: Task, *inputs: Input, **options: Any) -> Result
     return future.result(WAIT_S)
 
 
-def wait_for_queue(house: Harness, length: int) -> None:
-    with house.engine._changed:
-        assert house.engine._changed.wait_for(lambda: len(house.engine._queue) == length, WAIT_S)
-
-
 def finishing(house: Harness, call: Callable[[], Any]) -> Any:
     """What a blocking call returns while every batch is finished at once."""
 
@@ -92,7 +87,7 @@ def test_the_oldest_decides_what_a_batch_computes(make: partial[Harness]) -> Non
     blocker = house.next_run()
     for task in ("embed_tokens", "embed", "embed_tokens", "embed"):
         submit(house, task, words(2))
-    wait_for_queue(house, 4)
+    house.wait_for_queue(4)
     blocker.finish()
     seen = []
     for _ in range(2):
@@ -107,7 +102,7 @@ def test_classify_and_rerank_share_a_batch(make: partial[Harness]) -> None:
     submit(house, "classify", words(1))
     blocker = house.next_run()
     futures = [submit(house, "rerank", Pair("w1", "w2")), submit(house, "classify", "w3 w4")]
-    wait_for_queue(house, 2)
+    house.wait_for_queue(2)
     blocker.finish()
     run = house.next_run()
     assert (run.output, run.lengths) == ("labels", [2, 2])
@@ -242,7 +237,7 @@ def test_bad_input_is_refused_at_once(
     house = make(labels=LABELS[kind], max_client_batch_size=3, prompts={"query": "w9 "})
     with pytest.raises(error):
         submit(house, task, *inputs, **options)
-    assert house.engine._num_admitted == 0
+    assert house.core.admission.num_taken == 0
 
 
 def test_a_pair_with_one_empty_side_is_answered(make: partial[Harness]) -> None:

@@ -1,0 +1,189 @@
+"""The half of an engine that computes: jobs of tokens in, rows out. Wait, batch, run, answer, and mend the executor.
+
+Threads: one a lane of the executor. No timer and no polling: a lane that becomes free forms its next batch from
+whatever waits, at once. Owns the queue, the lanes and the life of the executor; never touches texts, HTTP or tensors
+other than NumPy.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from openbei.config import EngineConfig
+from openbei.engine.admission import Admission
+from openbei.engine.job import Job
+from openbei.engine.metrics import Metrics
+from openbei.engine.queue import Encoding, Queue
+from openbei.errors import DeadlineExceeded, InferenceFailed, Overloaded
+from openbei.model.spec import Batch, Output, pack
+from openbei.weights.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from openbei.engine.executor import Executor
+
+Clock = Callable[[], float]
+MAX_RETRY_AFTER_S = 30
+RESTART_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+log = logging.getLogger(__name__)
+
+
+class LocalCore:
+    """Queue, lanes and executor for one model, in this process.
+
+    make_executor is called once to start, and again after an executor raised. clock: seconds, only ever forward.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        make_executor: Callable[[], "Executor"],
+        metrics: Metrics,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._spec, self._metrics, self._clock = checkpoint.model.spec, metrics, clock
+        labels = checkpoint.labels
+        self._by_token: set[Output] = {"states", "labels"} if labels and labels.per_token else {"states"}
+        self._make_executor = make_executor
+        self._executor = make_executor()
+        self.device = self._executor.device
+        self.admission = Admission(config.max_concurrent_requests, self._retry_after_s)
+        self._max_batch_tokens = config.max_batch_tokens or self.device.max_batch_tokens
+        self._max_batch_requests = config.max_batch_requests
+        self._changed = threading.Condition()  # guards everything below
+        self._queue: Queue[Job] = Queue(config.max_queue_tokens, self._is_live)
+        self._num_running = 0
+        self._alone = self._down = self._closed = False
+        self._tokens_per_s = 1e4
+        metrics.queue_size.set(0)
+        self._lanes = [
+            threading.Thread(target=self._serve_lane, name=f"lane-{i}", daemon=True)
+            for i in range(self.device.num_lanes)
+        ]
+        for lane in self._lanes:
+            lane.start()
+
+    def submit(self, job: Job, wait: bool = False) -> None:
+        """Let a job's inputs wait for their batches. Raises InferenceFailed and Overloaded, as Core says."""
+        num_tokens = job.num_tokens
+        inputs = enumerate(zip(job.ids, job.types, strict=True))
+        encodings = [Encoding(ids, job, index, types, job.output) for index, (ids, types) in inputs]
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._queue.has_room(num_tokens) or self._down)
+            if self._down:
+                raise InferenceFailed("the executor is down")
+            if not self._queue.has_room(num_tokens):
+                raise Overloaded(retry_after_s=self._retry_after_s())
+            self._queue.put(encodings)
+            self._metrics.queue_size.set(len(self._queue))
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop the lanes. What still waits is not answered: call it when nothing is admitted."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for lane in self._lanes:
+            lane.join()
+
+    def _retry_after_s(self) -> int:
+        return int(min(MAX_RETRY_AFTER_S, 1 + self._queue.num_tokens / self._tokens_per_s))
+
+    # Batch and run
+
+    def _serve_lane(self) -> None:
+        while (taken := self._take()) is not None:
+            encodings, alone = taken
+            try:
+                self._run(encodings, alone)
+            except Exception as error:
+                self._restart(error, encodings)
+            finally:
+                with self._changed:
+                    self._num_running -= 1
+                    self._alone = False
+                    self._changed.notify_all()
+
+    def _take(self) -> tuple[list[Encoding[Job]], bool] | None:
+        """Wait for work and form a batch; None when the core is closed."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._closed or (len(self._queue) > 0 and not self._alone))
+                if self._closed:
+                    return None
+                encodings = self._queue.take(self._max_batch_tokens, self._max_batch_requests)
+                self._metrics.queue_size.set(len(self._queue))
+                if encodings:
+                    alone = self.device.divided and self._num_running == 0 and len(self._queue) == 0
+                    self._num_running += 1
+                    self._alone = alone
+                    return encodings, alone
+
+    def _run(self, encodings: list[Encoding[Job]], alone: bool) -> None:
+        begin_s = self._clock()
+        batch = self._pack(encodings)
+        output = encodings[0].owner.output
+        rows = self._executor.run(batch, output, alone)
+        end_s = self._clock()
+        self._tokens_per_s = batch.num_tokens / max(end_s - begin_s, 1e-6) * len(self._lanes)
+        self._metrics.batch_formed(len(encodings), batch.num_tokens)
+        answers = np.split(rows, batch.cu_seqlens[1:-1]) if output in self._by_token else rows
+        finished = []
+        with self._changed:  # a job's inputs may finish on two lanes at once
+            for encoding, answer in zip(encodings, answers, strict=True):
+                if encoding.owner.add(encoding.index, answer, (begin_s, end_s)):
+                    finished.append(encoding.owner)
+        for job in finished:
+            job.finish()
+
+    def _pack(self, encodings: list[Encoding[Job]]) -> Batch:
+        types = None
+        if any(encoding.type_ids is not None for encoding in encodings):
+            types = [
+                [0] * len(encoding.token_ids) if encoding.type_ids is None else encoding.type_ids
+                for encoding in encodings
+            ]
+        return pack(self._spec, [encoding.token_ids for encoding in encodings], types)
+
+    def _is_live(self, job: Job) -> bool:
+        if job.deadline_s is not None and self._clock() > job.deadline_s:
+            job.fail(DeadlineExceeded("the request's deadline passed before inference began"))
+        return not job.future.done()
+
+    # Recover
+
+    def _restart(self, error: Exception, encodings: list[Encoding[Job]]) -> None:
+        """The executor raised: fail what waits, then make another; the status is "failed" until one stands."""
+        log.error("executor failed: %s; restarting it", error, exc_info=error)
+        with self._changed:
+            first, self._down = not self._down, True
+            lost = {encoding.owner for encoding in (*encodings, *self._queue.clear())}
+            self._metrics.queue_size.set(0)
+            self.admission.set_down(True)
+            self._changed.notify_all()
+        for job in lost:
+            job.fail(InferenceFailed(f"inference failed: {error}"))
+        if first:  # another lane that fails meanwhile leaves the mending to this one
+            self._make_another_executor()
+
+    def _make_another_executor(self) -> None:
+        for pause_s in itertools.chain(RESTART_PAUSES_S, itertools.repeat(RESTART_PAUSES_S[-1])):
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closed, timeout=pause_s):
+                    return
+            try:
+                self._executor = self._make_executor()
+                break
+            except Exception:
+                log.exception("the executor did not start; trying again")
+        with self._changed:
+            self._down = False
+            self.admission.set_down(False)
+            self._changed.notify_all()
