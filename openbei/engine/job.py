@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from openbei.engine.admission import Admission
 
 Floats = NDArray[np.float32]
-Ids = Sequence[int]  # a list, or a memoryview of int32
+Ids = Sequence[int]  # an array or memoryview of int32, which are packed faster than a list
 Span = tuple[float, float]
 
 

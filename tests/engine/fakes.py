@@ -18,7 +18,9 @@ from openbei.config import EngineConfig
 from openbei.engine.core import LocalCore
 from openbei.engine.engine import Engine
 from openbei.engine.executor import Device, Output
-from openbei.engine.start import start_engine
+from openbei.engine.metrics import Metrics
+from openbei.engine.settle import Served
+from openbei.engine.start import start_core
 from openbei.model.spec import Batch, Embedding, Model, ModelSpec, Norm, Weights
 from openbei.weights.checkpoint import Checkpoint, Labels, TextSpec
 
@@ -82,9 +84,11 @@ class FakeExecutor:
     ) -> None:
         self.device = Device("fake", "float32", num_lanes, max_batch_tokens, divided)
         self.started, self.labels = started, labels
+        self.runs: list[Run] = []
 
     def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
         run = Run(batch, output, alone)
+        self.runs.append(run)
         self.started.put(run)
         assert run.done.wait(WAIT_S)
         if run.error is not None:
@@ -116,22 +120,46 @@ class Harness:
     """An engine with the handles that a test moves."""
 
     engine: Engine
+    core: LocalCore
     started: "Queue[Run | None]"  # None: a test tells its own helper thread to stop
     clock: FakeClock
 
     def next_run(self) -> Run:
         return self.started.get(timeout=WAIT_S)
 
+    def close(self) -> None:
+        """Drop what still waits, let what runs finish, and stop the lanes."""
+        self.engine.drain()
+        with self.core._changed:
+            self.core._queue.clear()
+            self.core._closed = True
+        for run in self.core._executor.runs:  # type: ignore[attr-defined]
+            run.finish()
+        self.core.close()
+
     def idle(self) -> bool:
         return self.started.empty()
-
-    @property
-    def core(self) -> LocalCore:
-        return self.engine._core
 
     def wait_for_queue(self, length: int) -> None:
         with self.core._changed:
             assert self.core._changed.wait_for(lambda: len(self.core._queue) == length, WAIT_S)
+
+    def wait_for_admitted(self, count: int) -> None:
+        """Until the core knows of as many inputs that are neither answered nor cancelled."""
+        admission = self.core.admission
+        with admission._changed:
+            assert admission._changed.wait_for(lambda: admission.num_taken == count, WAIT_S)
+
+    def wait_until_ready(self) -> None:
+        assert self.engine._core.admission.wait_until_ready(WAIT_S)
+
+
+Wire = Callable[[LocalCore, Served, Metrics, FakeClock], Engine]
+
+
+def here(core: LocalCore, served: Served, metrics: Metrics, clock: FakeClock) -> Engine:
+    """Both halves of an engine in one process."""
+    return Engine(served, core, metrics, clock)
 
 
 def harness(
@@ -142,9 +170,13 @@ def harness(
     labels: Labels | None = None,
     divided: bool = True,
     make: Callable[[Callable[[], FakeExecutor]], FakeExecutor] | None = None,
+    wire: Wire = here,
     **config: object,
 ) -> Harness:
-    """An engine with num_lanes lanes of lane_tokens tokens; make may wrap how an executor comes to be."""
+    """An engine with num_lanes lanes of lane_tokens tokens; make may wrap how an executor comes to be.
+
+    wire: how the half that reads requests is joined to the half that computes.
+    """
     started: Queue[Run] = Queue()
     clock = FakeClock()
 
@@ -153,5 +185,6 @@ def harness(
 
     prompts = config.pop("prompts", None)
     source = checkpoint(folder, int(config.pop("max_length", 100)), prompts, labels)
-    engine = start_engine(source, EngineConfig(**config), (lambda: make(plain)) if make else plain, clock)
-    return Harness(engine, started, clock)
+    engine_config, metrics = EngineConfig(**config), Metrics(source.text.max_length)
+    core, served = start_core(source, engine_config, (lambda: make(plain)) if make else plain, metrics, clock)
+    return Harness(wire(core, served, metrics, clock), core, started, clock)

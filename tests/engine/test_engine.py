@@ -3,7 +3,6 @@
 import threading
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from queue import Queue
 
@@ -27,14 +26,10 @@ from openbei.errors import (
     Unhealthy,
     UnknownPrompt,
 )
-from tests.engine.fakes import VOCAB_SIZE, WAIT_S, FakeExecutor, Harness, checkpoint, harness, words
+from tests.engine.conftest import Make
+from tests.engine.fakes import VOCAB_SIZE, WAIT_S, FakeExecutor, Harness, checkpoint, words
 
 RAW = Options(normalize=False)
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> partial[Harness]:
-    return partial(harness, tmp_path)
 
 
 def submit(house: Harness, *inputs: str | list[int], **options: object) -> Future[Result]:
@@ -55,7 +50,7 @@ def busy(house: Harness):
     return house.next_run()
 
 
-def test_results_come_in_input_order_whatever_the_batches(make: partial[Harness]) -> None:
+def test_results_come_in_input_order_whatever_the_batches(make: Make) -> None:
     house = make(num_lanes=1, lane_tokens=6)
     future = submit(house, words(5, 1), words(1, 2), words(4, 3), words(2, 4))
     for lengths in ([5], [1, 2], [4]):
@@ -66,7 +61,7 @@ def test_results_come_in_input_order_whatever_the_batches(make: partial[Harness]
     assert rows[:, :2].tolist() == [[1, 5], [2, 1], [3, 4], [4, 2]]
 
 
-def test_batches_hold_neighbours_in_length_across_requests(make: partial[Harness]) -> None:
+def test_batches_hold_neighbours_in_length_across_requests(make: Make) -> None:
     house = make(lane_tokens=10)
     blocker = busy(house)
     for count in (9, 2, 8, 3, 2):
@@ -80,7 +75,7 @@ def test_batches_hold_neighbours_in_length_across_requests(make: partial[Harness
     assert sizes == [[9], [2, 2, 3], [8]]
 
 
-def test_max_batch_tokens_of_the_config_wins_over_the_device(make: partial[Harness]) -> None:
+def test_max_batch_tokens_of_the_config_wins_over_the_device(make: Make) -> None:
     house = make(lane_tokens=100, max_batch_tokens=4, max_length=4)
     blocker = busy(house)
     for _ in range(4):
@@ -89,7 +84,7 @@ def test_max_batch_tokens_of_the_config_wins_over_the_device(make: partial[Harne
     assert house.next_run().lengths == [2, 2]
 
 
-def test_a_text_alone_gets_the_whole_device_and_nothing_starts_beside_it(make: partial[Harness]) -> None:
+def test_a_text_alone_gets_the_whole_device_and_nothing_starts_beside_it(make: Make) -> None:
     house = make(num_lanes=2)
     submit(house, words(3))
     first = house.next_run()
@@ -100,13 +95,13 @@ def test_a_text_alone_gets_the_whole_device_and_nothing_starts_beside_it(make: p
     assert house.next_run().lengths == [4]
 
 
-def test_one_text_longer_than_a_lane_gets_the_whole_device_too(make: partial[Harness]) -> None:
+def test_one_text_longer_than_a_lane_gets_the_whole_device_too(make: Make) -> None:
     house = make(num_lanes=2, lane_tokens=10)
     submit(house, words(11))
     assert house.next_run().alone
 
 
-def test_a_backlog_runs_on_all_lanes_at_once(make: partial[Harness]) -> None:
+def test_a_backlog_runs_on_all_lanes_at_once(make: Make) -> None:
     house = make(num_lanes=2, lane_tokens=10)
     future = submit(house, words(9), words(9), words(8))
     runs = [house.next_run(), house.next_run()]
@@ -117,7 +112,7 @@ def test_a_backlog_runs_on_all_lanes_at_once(make: partial[Harness]) -> None:
     assert future.result(WAIT_S).rows[:, 1].tolist() == [9, 9, 8]
 
 
-def test_lanes_of_an_undivided_device_always_overlap_and_none_is_alone(make: partial[Harness]) -> None:
+def test_lanes_of_an_undivided_device_always_overlap_and_none_is_alone(make: Make) -> None:
     house = make(num_lanes=2, divided=False)
     submit(house, words(3))
     first = house.next_run()
@@ -129,7 +124,7 @@ def test_lanes_of_an_undivided_device_always_overlap_and_none_is_alone(make: par
     second.finish()
 
 
-def test_normalised_cut_and_counted(make: partial[Harness]) -> None:
+def test_normalised_cut_and_counted(make: Make) -> None:
     house = make()
     future = submit(house, words(3, 4), normalize=True)
     house.next_run().finish()
@@ -142,7 +137,7 @@ def test_normalised_cut_and_counted(make: partial[Harness]) -> None:
     assert future.result(WAIT_S).rows.tolist() == [[1.0]]
 
 
-def test_timings_say_where_the_time_went(make: partial[Harness]) -> None:
+def test_timings_say_where_the_time_went(make: Make) -> None:
     house = make()
     blocker = busy(house)
     future = submit_and_wait(house, words(2))
@@ -168,16 +163,14 @@ def test_timings_say_where_the_time_went(make: partial[Harness]) -> None:
         (([VOCAB_SIZE],), {}, InvalidInput),
     ],
 )
-def test_bad_input_is_refused_at_once(
-    make: partial[Harness], inputs: tuple, options: dict, error: type[RequestError]
-) -> None:
+def test_bad_input_is_refused_at_once(make: Make, inputs: tuple, options: dict, error: type[RequestError]) -> None:
     house = make(max_client_batch_size=3)
     with pytest.raises(error):
         submit(house, *inputs, **options)
     assert house.core.admission.num_taken == 0
 
 
-def test_too_long_is_cut_or_refused_as_asked(make: partial[Harness]) -> None:
+def test_too_long_is_cut_or_refused_as_asked(make: Make) -> None:
     house = make(max_length=4)
     text = "w1 w2 w3 w4 w5 w6"
     with pytest.raises(TooLong, match="6 tokens > maximum of 4"):
@@ -190,7 +183,7 @@ def test_too_long_is_cut_or_refused_as_asked(make: partial[Harness]) -> None:
         submit(house, "w1" * 600, truncate=False).result(WAIT_S)
 
 
-def test_prompts_replace_the_default_and_ids_take_none_unless_asked(make: partial[Harness]) -> None:
+def test_prompts_replace_the_default_and_ids_take_none_unless_asked(make: Make) -> None:
     house = make(prompts={"query": "w7 w7 "}, default_prompt="w9 ")
     for inputs, options, want in (
         ("w1", {}, [9, 2]),
@@ -206,7 +199,7 @@ def test_prompts_replace_the_default_and_ids_take_none_unless_asked(make: partia
     assert future.result(WAIT_S).rows[0, :2].tolist() == [5, 2]
 
 
-def test_a_full_house_is_overloaded_and_frees_its_places(make: partial[Harness]) -> None:
+def test_a_full_house_is_overloaded_and_frees_its_places(make: Make) -> None:
     house = make(max_concurrent_requests=2)
     blocker = busy(house)
     waiting = submit_and_wait(house, words(1))
@@ -220,14 +213,14 @@ def test_a_full_house_is_overloaded_and_frees_its_places(make: partial[Harness])
     assert again.result(WAIT_S).rows[0, 0] == 3
 
 
-def test_a_request_larger_than_the_house_passes_when_the_house_is_empty(make: partial[Harness]) -> None:
+def test_a_request_larger_than_the_house_passes_when_the_house_is_empty(make: Make) -> None:
     house = make(max_concurrent_requests=2)
     future = submit(house, *[words(1)] * 5)
     house.next_run().finish()
     assert len(future.result(WAIT_S).rows) == 5
 
 
-def test_queued_tokens_are_bounded(make: partial[Harness]) -> None:
+def test_queued_tokens_are_bounded(make: Make) -> None:
     house = make(max_queue_tokens=5)
     blocker = busy(house)
     submit_and_wait(house, words(4))
@@ -236,12 +229,13 @@ def test_queued_tokens_are_bounded(make: partial[Harness]) -> None:
     blocker.finish()
 
 
-def test_cancelled_inputs_never_run(make: partial[Harness]) -> None:
+def test_cancelled_inputs_never_run(make: Make) -> None:
     house = make()
     blocker = busy(house)
     gone = submit_and_wait(house, words(2), words(3))
     stays = submit_and_wait(house, words(4))
     assert gone.cancel()
+    house.wait_for_admitted(2)
     blocker.finish()
     run = house.next_run()
     assert run.lengths == [4]
@@ -252,7 +246,7 @@ def test_cancelled_inputs_never_run(make: partial[Harness]) -> None:
     assert b'te_request_failure{err="dropped"} 1' in house.engine.metrics.render()
 
 
-def test_cancelling_while_it_runs_disturbs_nobody(make: partial[Harness]) -> None:
+def test_cancelling_while_it_runs_disturbs_nobody(make: Make) -> None:
     house = make()
     blocker = busy(house)
     gone, stays = submit_and_wait(house, words(2)), submit_and_wait(house, words(2))
@@ -264,7 +258,7 @@ def test_cancelling_while_it_runs_disturbs_nobody(make: partial[Harness]) -> Non
     assert house.engine.status == "ready"
 
 
-def test_a_passed_deadline_is_never_computed(make: partial[Harness]) -> None:
+def test_a_passed_deadline_is_never_computed(make: Make) -> None:
     house = make()
     blocker = busy(house)
     late = submit_and_wait(house, words(2), deadline_s=house.clock.now_s + 1)
@@ -280,7 +274,7 @@ def test_a_passed_deadline_is_never_computed(make: partial[Harness]) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinity_fail_their_request_alone(make: partial[Harness], value: float) -> None:
+def test_nan_and_infinity_fail_their_request_alone(make: Make, value: float) -> None:
     house = make()
     blocker = busy(house)
     bad, good = submit_and_wait(house, words(1, 1)), submit_and_wait(house, words(1, 2))
@@ -294,7 +288,7 @@ def test_nan_and_infinity_fail_their_request_alone(make: partial[Harness], value
     assert house.engine.status == "ready"
 
 
-def test_a_crash_fails_all_who_wait_and_another_executor_takes_over(make: partial[Harness]) -> None:
+def test_a_crash_fails_all_who_wait_and_another_executor_takes_over(make: Make) -> None:
     mend, made = threading.Event(), []
 
     def slow_to_mend(plain) -> FakeExecutor:
@@ -315,14 +309,14 @@ def test_a_crash_fails_all_who_wait_and_another_executor_takes_over(make: partia
     with pytest.raises(Unhealthy):
         submit(house, words(1))
     mend.set()
-    assert house.core.admission.wait_until_ready(WAIT_S)
+    house.wait_until_ready()
     after = submit(house, words(1, 5))
     house.next_run().finish()
     assert after.result(WAIT_S).rows[0, 0] == 5
     assert len(made) == 2
 
 
-def test_restart_is_tried_again_when_it_fails(make: partial[Harness]) -> None:
+def test_restart_is_tried_again_when_it_fails(make: Make) -> None:
     attempts = []
 
     def second_attempt_fails(plain) -> FakeExecutor:
@@ -336,11 +330,11 @@ def test_restart_is_tried_again_when_it_fails(make: partial[Harness]) -> None:
     house.next_run().fail(RuntimeError("boom"))
     with pytest.raises(InferenceFailed):
         running.result(WAIT_S)
-    assert house.core.admission.wait_until_ready(WAIT_S)
+    house.wait_until_ready()
     assert len(attempts) == 3
 
 
-def test_draining_finishes_what_was_admitted_and_refuses_the_rest(make: partial[Harness]) -> None:
+def test_draining_finishes_what_was_admitted_and_refuses_the_rest(make: Make) -> None:
     house = make()
     running = submit(house, words(1, 1))
     run = house.next_run()
@@ -357,7 +351,7 @@ def test_draining_finishes_what_was_admitted_and_refuses_the_rest(make: partial[
     assert [running.result(0).rows[0, 0], waiting.result(0).rows[0, 0]] == [1, 2]
 
 
-def test_closing_while_the_executor_is_down_does_not_hang(make: partial[Harness]) -> None:
+def test_closing_while_the_executor_is_down_does_not_hang(make: Make) -> None:
     made = []
 
     def never_again(plain) -> FakeExecutor:
@@ -377,8 +371,8 @@ def test_closing_while_the_executor_is_down_does_not_hang(make: partial[Harness]
     assert not closing.is_alive()
 
 
-def test_embed_takes_any_number_of_texts_in_order(make: partial[Harness]) -> None:
-    house = make(lane_tokens=50, max_concurrent_requests=64, max_client_batch_size=10)
+def test_embed_takes_any_number_of_texts_in_order(make_here: Make) -> None:
+    house = make_here(lane_tokens=50, max_concurrent_requests=64, max_client_batch_size=10)
 
     def finish_all() -> None:
         while (run := house.started.get(timeout=WAIT_S)) is not None:
@@ -405,7 +399,7 @@ def test_embed_takes_any_number_of_texts_in_order(make: partial[Harness]) -> Non
         ({"default_prompt": "a", "default_prompt_name": "b"}, "exclude each other"),
     ],
 )
-def test_a_wrong_config_is_refused_at_start(make: partial[Harness], config: dict, match: str) -> None:
+def test_a_wrong_config_is_refused_at_start(make: Make, config: dict, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         make(**config)
 

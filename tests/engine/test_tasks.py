@@ -4,8 +4,6 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,8 @@ from openbei.errors import (
     WrongTask,
 )
 from openbei.weights.checkpoint import Labels
-from tests.engine.fakes import VOCAB_SIZE, WAIT_S, Harness, harness, words
+from tests.engine.conftest import Make
+from tests.engine.fakes import VOCAB_SIZE, WAIT_S, Harness, words
 
 LABELS: dict[Kind, Labels | None] = {
     "embedding": None,
@@ -33,11 +32,6 @@ LABELS: dict[Kind, Labels | None] = {
 }
 CHAT = Chat([{"role": "user", "content": "w1"}])
 REWARD = Labels(("reward",), "identity")
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> partial[Harness]:
-    return partial(harness, tmp_path)
 
 
 def submit(house: Harness, task: Task, *inputs: Input, **options: Any) -> Future[Result]:
@@ -67,7 +61,7 @@ def finishing(house: Harness, call: Callable[[], Any]) -> Any:
         worker.join(WAIT_S)
 
 
-def test_embed_tokens_answers_one_row_a_token_in_input_order(make: partial[Harness]) -> None:
+def test_embed_tokens_answers_one_row_a_token_in_input_order(make: Make) -> None:
     result = answer(make(), "embed_tokens", "w5 w6 w7", "w8", [9, 4])
     assert [rows[:, 0].tolist() for rows in result.rows] == [[5, 6, 7], [8], [9, 4]]
     assert {rows.shape[1] for rows in result.rows} == {4}
@@ -75,13 +69,13 @@ def test_embed_tokens_answers_one_row_a_token_in_input_order(make: partial[Harne
     assert result.usage.num_tokens == 6
 
 
-def test_embed_tokens_counts_the_prompt_and_what_is_left_after_the_cut(make: partial[Harness]) -> None:
+def test_embed_tokens_counts_the_prompt_and_what_is_left_after_the_cut(make: Make) -> None:
     house = make(max_length=3, prompts={"query": "w9 "})
     (rows,) = answer(house, "embed_tokens", "w1 w2 w3 w4", prompt_name="query").rows
     assert rows[:, 0].tolist() == [9, 1, 2]
 
 
-def test_the_oldest_decides_what_a_batch_computes(make: partial[Harness]) -> None:
+def test_the_oldest_decides_what_a_batch_computes(make: Make) -> None:
     house = make()
     submit(house, "embed", words(1))
     blocker = house.next_run()
@@ -97,7 +91,7 @@ def test_the_oldest_decides_what_a_batch_computes(make: partial[Harness]) -> Non
     assert seen == [("states", [2, 2]), ("vectors", [2, 2])]
 
 
-def test_classify_and_rerank_share_a_batch(make: partial[Harness]) -> None:
+def test_classify_and_rerank_share_a_batch(make: Make) -> None:
     house = make(labels=LABELS["reranker"])
     submit(house, "classify", words(1))
     blocker = house.next_run()
@@ -124,16 +118,14 @@ def sigmoid(value: float) -> float:
         ("sigmoid", True, [1, 2]),
     ],
 )
-def test_classify_activates_as_the_labels_say(
-    make: partial[Harness], activation: Any, raw_scores: bool, want: list[float]
-) -> None:
+def test_classify_activates_as_the_labels_say(make: Make, activation: Any, raw_scores: bool, want: list[float]) -> None:
     house = make(labels=Labels(("bad", "good"), activation))
     result = answer(house, "classify", "w1 w1", Pair("w1", "w1"), raw_scores=raw_scores)
     assert np.allclose(result.rows, [want, want], atol=1e-7)
     assert result.rows.dtype == np.float32
 
 
-def test_rerank_answers_one_score_a_pair_and_counts_pairs_whole(make: partial[Harness]) -> None:
+def test_rerank_answers_one_score_a_pair_and_counts_pairs_whole(make: Make) -> None:
     house = make(labels=LABELS["reranker"])
     result = answer(house, "rerank", Pair("w1 w2", "w3"), Pair("w4", "w5 w6 w7"))
     assert np.allclose(result.rows, [sigmoid(1), sigmoid(4)], atol=1e-7)
@@ -141,7 +133,7 @@ def test_rerank_answers_one_score_a_pair_and_counts_pairs_whole(make: partial[Ha
     assert result.usage.num_characters == len("w1 w2w3w4w5 w6 w7")
 
 
-def test_a_pair_reaches_the_executor_with_its_types_beside_single_texts(make: partial[Harness]) -> None:
+def test_a_pair_reaches_the_executor_with_its_types_beside_single_texts(make: Make) -> None:
     house = make(labels=LABELS["classifier"])
     submit(house, "classify", "w9", Pair("w1 w2", "w3"))
     batch = house.next_run().batch
@@ -149,7 +141,7 @@ def test_a_pair_reaches_the_executor_with_its_types_beside_single_texts(make: pa
     assert batch.token_type_ids.tolist() == [0, 0, 0, 1]
 
 
-def test_classify_tokens_tells_probabilities_and_what_each_token_stands_for(make: partial[Harness]) -> None:
+def test_classify_tokens_tells_probabilities_and_what_each_token_stands_for(make: Make) -> None:
     result = answer(make(labels=LABELS["token_classifier"]), "classify_tokens", "w3  w2", "w1")
     assert np.allclose(result.rows[1], np.exp([[1, 0, 0]]) / (np.e + 2), atol=1e-7)
     assert [rows.shape for rows in result.rows] == [(2, 3), (1, 3)]
@@ -163,7 +155,7 @@ def test_classify_tokens_tells_probabilities_and_what_each_token_stands_for(make
 
 
 @pytest.mark.parametrize(("direction", "want"), [("right", ["w1", "w2"]), ("left", ["w2", "w3"])])
-def test_tokens_of_a_text_that_was_cut(make: partial[Harness], direction: Any, want: list[str]) -> None:
+def test_tokens_of_a_text_that_was_cut(make: Make, direction: Any, want: list[str]) -> None:
     house = make(labels=LABELS["token_classifier"], max_length=2)
     text = f"w1 w2{' ' * 600}w3"
     (tokens,) = answer(house, "classify_tokens", text, truncation_direction=direction).tokens
@@ -187,9 +179,7 @@ TASKS: tuple[Task, ...] = ("embed", "embed_tokens", "classify", "rerank", "class
         (LABELS["token_classifier"], {"classify_tokens"}),
     ],
 )
-def test_a_model_does_what_its_kind_can_and_refuses_the_rest(
-    make: partial[Harness], labels: Labels | None, can: set[str]
-) -> None:
+def test_a_model_does_what_its_kind_can_and_refuses_the_rest(make: Make, labels: Labels | None, can: set[str]) -> None:
     house = make(labels=labels)
     for task in TASKS:
         if task in can:
@@ -207,7 +197,7 @@ def test_a_model_does_what_its_kind_can_and_refuses_the_rest(
     ],
 )
 def test_an_empty_list_comes_before_the_task_and_the_task_before_the_size(
-    make: partial[Harness], inputs: tuple[str, ...], error: type[RequestError]
+    make: Make, inputs: tuple[str, ...], error: type[RequestError]
 ) -> None:
     with pytest.raises(error):
         submit(make(max_client_batch_size=3), "rerank", *inputs)
@@ -232,7 +222,7 @@ def test_an_empty_list_comes_before_the_task_and_the_task_before_the_size(
     ],
 )
 def test_bad_input_is_refused_at_once(
-    make: partial[Harness], kind: Kind, task: Task, inputs: Any, options: Any, error: type[RequestError]
+    make: Make, kind: Kind, task: Task, inputs: Any, options: Any, error: type[RequestError]
 ) -> None:
     house = make(labels=LABELS[kind], max_client_batch_size=3, prompts={"query": "w9 "})
     with pytest.raises(error):
@@ -240,12 +230,12 @@ def test_bad_input_is_refused_at_once(
     assert house.core.admission.num_taken == 0
 
 
-def test_a_pair_with_one_empty_side_is_answered(make: partial[Harness]) -> None:
+def test_a_pair_with_one_empty_side_is_answered(make: Make) -> None:
     house = make(labels=LABELS["reranker"])
     assert answer(house, "rerank", Pair("", "w2"), Pair("w2", "")).usage.num_tokens == 2
 
 
-def test_the_default_prompt_is_for_single_texts_only(make: partial[Harness], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_default_prompt_is_for_single_texts_only(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     for kind, task, inputs, lengths in (
         ("classifier", "classify", ("w1", Pair("w1", "w2")), [2, 2]),
         ("token_classifier", "classify_tokens", ("w1",), [1]),
@@ -288,7 +278,7 @@ def test_the_template_of_a_chat_never_runs_on_the_callers_thread(
     ],
 )
 def test_nan_and_infinity_never_become_scores(
-    make: partial[Harness], kind: Kind, task: Task, width: int, value: float, raw_scores: bool
+    make: Make, kind: Kind, task: Task, width: int, value: float, raw_scores: bool
 ) -> None:
     house = make(labels=LABELS[kind])
     future = submit(house, task, "w1", raw_scores=raw_scores)
@@ -299,20 +289,20 @@ def test_nan_and_infinity_never_become_scores(
         future.result(WAIT_S)
 
 
-def test_calls_of_a_python_process_take_any_number_of_texts_in_order(make: partial[Harness]) -> None:
+def test_calls_of_a_python_process_take_any_number_of_texts_in_order(make_here: Make) -> None:
     limits = {"lane_tokens": 50, "max_concurrent_requests": 64, "max_client_batch_size": 10}
     texts = [words(1 + i % 7, i % VOCAB_SIZE) for i in range(100)]
-    classifier = make(labels=LABELS["classifier"], **limits)
+    classifier = make_here(labels=LABELS["classifier"], **limits)
     scores = finishing(classifier, lambda: classifier.engine.classify(texts, raw_scores=True))
     assert scores.tolist() == [[i % VOCAB_SIZE, 1 + i % 7] for i in range(100)]
     assert classifier.engine.classify([]).shape == (0, 2)
-    reranker = make(labels=LABELS["reranker"], **limits)
+    reranker = make_here(labels=LABELS["reranker"], **limits)
     raw = finishing(reranker, lambda: reranker.engine.rerank("", texts, raw_scores=True))
     assert raw.tolist() == [i % VOCAB_SIZE for i in range(100)]
     assert raw.dtype == np.float32
     assert np.allclose(finishing(reranker, lambda: reranker.engine.rerank("w2", ["w1"])), [sigmoid(2)])
     assert reranker.engine.rerank("w1", []).shape == (0,)
-    embedder = make(**limits)
+    embedder = make_here(**limits)
     states = finishing(embedder, lambda: embedder.engine.embed_tokens(texts))
     assert [rows[:, 0].tolist() for rows in states] == [[i % VOCAB_SIZE] * (1 + i % 7) for i in range(100)]
     assert embedder.engine.embed_tokens([]) == []
@@ -320,14 +310,14 @@ def test_calls_of_a_python_process_take_any_number_of_texts_in_order(make: parti
         embedder.engine.rerank("w1", ["w2"])
 
 
-def test_info_tells_kind_and_labels(make: partial[Harness]) -> None:
+def test_info_tells_kind_and_labels(make: Make) -> None:
     for kind, labels in LABELS.items():
         info = make(labels=labels).engine.info
         assert (info.kind, info.labels) == (kind, labels.names if labels else ())
     assert make(labels=REWARD).engine.info.kind == "classifier"
 
 
-def test_predictions_are_counted_as_predictions(make: partial[Harness]) -> None:
+def test_predictions_are_counted_as_predictions(make: Make) -> None:
     house = make(labels=LABELS["reranker"])
     answer(house, "rerank", Pair("w1", "w2"))
     answer(house, "classify", "w1")
