@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 # TEI's flags that have no meaning here, and what openbei does instead.
 IGNORED: dict[str, tuple[click.ParamType[Any], str]] = {
-    "--uds-path": (click.STRING, "there is no second process to speak to"),
+    "--uds-path": (click.STRING, "the processes of one server find a socket of their own"),
     "--disable-spans": (click.BOOL, "no spans are logged"),
     "--otlp-endpoint": (click.STRING, "no traces are sent"),
     "--otlp-service-name": (click.STRING, "no traces are sent"),
@@ -88,6 +89,13 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
     from openbei import logs
 
     logs.start(config.json_output)
+    if config.frontends:
+        _serve_processes(engine_config, config, started_s)
+    else:
+        _serve_here(engine_config, config, started_s)
+
+
+def _serve_here(engine_config: EngineConfig, config: ServerConfig, started_s: float) -> None:
     checkpoint = _load(engine_config)
 
     from openbei.describe import served_facts
@@ -99,20 +107,33 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
         from openbei.server.serve import serve as serve_engine
 
         def on_ready(url: str) -> None:
-            facts = {"address": url, "docs": f"{url}/docs", "listens_on": config.hostname}
-            facts |= served_facts(checkpoint, engine_config, engine.info)
-            _print_ready(facts, config, engine.info.kind, time.monotonic() - started_s)
+            facts = served_facts(checkpoint, engine_config, engine.info)
+            _print_ready(url, facts, config, engine.info.kind, time.monotonic() - started_s)
 
         serve_engine(engine, config, on_ready)
 
 
-def _print_ready(facts: dict[str, Any], config: ServerConfig, kind: "Kind", seconds: float) -> None:
+def _serve_processes(engine_config: EngineConfig, config: ServerConfig, started_s: float) -> None:
+    from openbei import logs
+    from openbei.describe import served_facts
+    from openbei.server.processes import EngineAt, Plan
+    from openbei.server.supervisor import supervise
+
+    def on_ready(url: str, at: EngineAt) -> None:
+        facts = at.facts | {"processes": f"1 for the model, {config.frontends} for HTTP and tokenizing"}
+        _print_ready(url, facts, config, at.served.info.kind, time.monotonic() - started_s)
+
+    supervise(Plan(engine_config, config, partial(logs.start, config.json_output), served_facts), on_ready)
+
+
+def _print_ready(url: str, facts: dict[str, Any], config: ServerConfig, kind: "Kind", seconds: float) -> None:
     from openbei.describe import curl, table
 
+    facts = {"address": url, "docs": f"{url}/docs", "listens_on": config.hostname} | facts
     if config.json_output:
         click.echo(orjson.dumps({"message": "ready", "seconds": round(seconds, 3), **facts}))
         return
-    command = curl(facts["address"], kind, with_key=config.api_key is not None)
+    command = curl(url, kind, with_key=config.api_key is not None)
     click.echo(f"openbei is ready after {seconds:.1f} s\n\n{table(facts)}\n\nTry it:\n  {command}\n")
 
 

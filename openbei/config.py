@@ -59,6 +59,7 @@ class ServerConfig:
 
     hostname: str = _flag("0.0.0.0", "Address to listen on")
     port: int = _flag(7997, "Port to listen on; 0 takes a free one", minimum=0)
+    frontends: int = _flag(0, "Processes for HTTP and tokenizing beside one for the model; 0: all in one", minimum=0)
     api_key: str | None = _flag(None, "Key asked of every client (Authorization: Bearer KEY)", secret=True)
     payload_limit: int = _flag(32_000_000, "Bytes in one request body", minimum=1)
     cors_allow_origin: tuple[str, ...] = _flag((), "Origin allowed by CORS, repeatable; any if not set")

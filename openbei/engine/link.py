@@ -108,6 +108,11 @@ class Link(asyncio.Protocol):
         self._transport = None
         self._on_lost(self)
 
+    @property
+    def is_open(self) -> bool:
+        """True between connection_made and connection_lost."""
+        return self._transport is not None
+
     def write(self, message: bytes | bytearray) -> None:
         """Send what frame made. Never blocks: what the other side is slow to take waits in memory."""
         if self._transport is not None:

@@ -31,12 +31,21 @@ class RemoteCore:
         self._link: Link | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._told = asyncio.Event()  # that the engine is ready or not, or gone again
 
     async def connect(self, path: Path) -> None:
-        """Speak to the engine that listens there, from the running loop. Raises OSError."""
+        """Speak to the engine that listens there, from the running loop; return when it has told its status.
+
+        Raises OSError.
+        """
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        _, link = await self._loop.create_unix_connection(lambda: Link(ANSWERS, self._receive, self._lost), str(path))
-        self._link = link
+        if self._link is not None:
+            self._lost(self._link)
+        self._link = Link(ANSWERS, self._receive, self._lost)
+        link = self._link
+        self._told.clear()
+        await self._loop.create_unix_connection(lambda: link, str(path))
+        await self._told.wait()
 
     def submit(self, job: Job, wait: bool = False) -> None:
         """Send a job; all errors come through its future. Raises NotImplementedError if the caller would wait."""
@@ -60,7 +69,7 @@ class RemoteCore:
     def _send(self, number: int, job: Job, message: bytearray) -> None:
         if job.future.done():
             return
-        if self._link is None:
+        if self._link is None or not self._link.is_open:
             job.fail(Unhealthy("unhealthy: the engine is being restarted"))
             return
         self._jobs[number] = job
@@ -78,6 +87,7 @@ class RemoteCore:
     def _receive(self, message: Done | Failed | Told) -> None:
         if isinstance(message, Told):
             self.admission.set_down(message.status != "ready")
+            self._told.set()
             return
         job = self._jobs.pop(message.number, None)
         if job is None:  # cancelled meanwhile
@@ -88,8 +98,11 @@ class RemoteCore:
             job.fail(error_of(message))
 
     def _lost(self, link: Link) -> None:
+        if link is not self._link:  # an engine before the present one
+            return
         self._link = None
         self.admission.set_down(True)
+        self._told.set()
         lost, self._jobs = self._jobs, {}
         for job in lost.values():
             job.fail(Unhealthy("unhealthy: the engine stopped before it had answered"))

@@ -23,13 +23,19 @@ POOLING_FLAGS: dict[PoolingFlag, Pooling] = {"cls": "cls", "mean": "mean", "last
 
 def open_engine(config: EngineConfig) -> Engine:
     """Read the model that config names and start an Engine on it. Raises ModelError, ConfigError."""
-    checkpoint = load(config.model_id, load_options(config))
-    return start(checkpoint, config)
+    checkpoint, executor_of = open_model(config)
+    return start_engine(checkpoint, config, executor_of)
 
 
 def start(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
     """A read model -> an Engine on the device that config asks for, warmed up. Raises ConfigError, ModelError."""
     return start_engine(checkpoint, config, lambda: make_executor(checkpoint, config))
+
+
+def open_model(config: EngineConfig) -> tuple[Checkpoint, Callable[[], Executor]]:
+    """Read the model that config names -> the model, and what makes an executor for it. Raises ModelError."""
+    checkpoint = load(config.model_id, load_options(config))
+    return checkpoint, lambda: make_executor(checkpoint, config)
 
 
 def start_engine(

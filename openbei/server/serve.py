@@ -1,20 +1,20 @@
 """The server program: listen, tell the address, run until a signal, drain, return.
 
-Owns the socket, the signals and uvicorn; the app itself knows none of them.
+Owns the signals and uvicorn; the app itself knows none of them.
 """
 
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from openbei.config import ServerConfig
-from openbei.errors import ConfigError
 from openbei.server.app import create_app
+from openbei.server.listen import listen, url
 
 if TYPE_CHECKING:
     from openbei.engine.engine import Engine
@@ -31,15 +31,36 @@ def serve(engine: "Engine", config: ServerConfig, on_ready: Callable[[str], None
     heard in the main thread. Raises ConfigError if the address cannot be listened on.
     """
     with listen(config.hostname, config.port) as listener:
-        server = Server(engine, config, lambda: on_ready(url(listener)))
-        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(server.serve(sockets=[listener]))
+        run(engine, config, listener, lambda: on_ready(url(listener)))
+
+
+async def nothing() -> None:
+    """What comes before listening where nothing does."""
+
+
+def run(
+    engine: "Engine",
+    config: ServerConfig,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    before: Callable[[], Awaitable[None]] = nothing,
+) -> None:
+    """As serve, on a socket that is bound already. before is awaited before it listens, on_ready called after."""
+    server = Server(engine, config, on_ready, before)
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(server.serve(sockets=[listener]))
 
 
 class Server(uvicorn.Server):
     """uvicorn, but a signal drains the engine before the socket closes, and the process may exit 0 after it."""
 
-    def __init__(self, engine: "Engine", config: ServerConfig, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: "Engine",
+        config: ServerConfig,
+        on_ready: Callable[[], None],
+        before: Callable[[], Awaitable[None]] = nothing,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 create_app(engine, config),
@@ -54,12 +75,13 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
-        self.engine, self.on_ready = engine, on_ready
+        self.engine, self.before, self.on_ready = engine, before, on_ready
         self.drainer = threading.Thread(target=self.drain, name="drain", daemon=True)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's hook: the socket listens once this is through."""
         self.loop = asyncio.get_running_loop()
+        await self.before()
         await super().startup(sockets=sockets)
         self.on_ready()
 
@@ -84,24 +106,3 @@ class Server(uvicorn.Server):
             self.engine.close()
         finally:
             self.should_exit = True
-
-
-def listen(hostname: str, port: int) -> socket.socket:
-    """A listening socket; ConfigError says which setting stands in the way."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-    except OSError as error:
-        raise ConfigError(f"hostname must be an address of this machine, got {hostname!r}: {error}") from None
-    try:
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on port {port} of {hostname}: {error.strerror}") from None
-
-
-def url(listener: socket.socket) -> str:
-    """Where a client on this machine finds the listener."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,72 @@
+"""A process of our own that runs one function: started, spoken to and watched over one pipe.
+
+python -m openbei.server.child NAME FD is what such a process is started as; NAME is for those who read `ps`. When the
+process that started it is gone, however it went, it ends at once. Owns the pipe; never knows what the function does.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+ORPHANED = 3
+
+
+class Child:
+    """A function of a module, run as function(pipe, *args) in a new process; what it is given is pickled.
+
+    pass_fds: file descriptors that it inherits under the same numbers. It has a session of its own, so that Ctrl-C in
+    a terminal reaches only the process that started it.
+    """
+
+    def __init__(
+        self, name: str, function: Callable[..., None], args: Sequence[Any], pass_fds: Sequence[int] = ()
+    ) -> None:
+        self.pipe, theirs = Pipe()
+        command = [sys.executable, "-m", __name__, name, str(theirs.fileno())]
+        fds = (theirs.fileno(), *pass_fds)
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds, start_new_session=True)
+        theirs.close()
+        self.tell((function, args))
+
+    def tell(self, message: Any) -> None:
+        """Send a message; one that died is noticed at the other end of the pipe, when it is read."""
+        try:
+            self.pipe.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+    def end(self) -> int:
+        """Kill it, if it still runs -> its exit code."""
+        self.process.kill()
+        self.pipe.close()
+        return self.process.wait()
+
+
+def listen(pipe: "Connection[Any, Any]", on_message: Callable[[Any], Any]) -> None:
+    """In a child: hear what it is told, in a thread of its own, and end the process when nobody is left to tell."""
+
+    def hear() -> None:
+        try:
+            while True:
+                on_message(pipe.recv())
+        except (EOFError, ConnectionResetError):
+            os._exit(ORPHANED)
+
+    threading.Thread(target=hear, name="pipe", daemon=True).start()
+
+
+def main() -> None:
+    """The new process: run what the pipe says."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe: Connection[Any, Any] = Connection(int(sys.argv[2]))
+    function, args = pipe.recv()
+    function(pipe, *args)
+
+
+if __name__ == "__main__":
+    main()

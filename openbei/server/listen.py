@@ -1,0 +1,56 @@
+"""hostname and port -> listening sockets, and the URL where a client on this machine finds them.
+
+Owns what may go wrong with an address; never touches what is served there.
+"""
+
+import socket
+from typing import Any
+
+from openbei.errors import ConfigError
+
+BACKLOG = 2048
+
+
+def listen(hostname: str, port: int) -> socket.socket:
+    """A listening socket; ConfigError says which setting stands in the way."""
+    family, address = _resolve(hostname, port)
+    try:
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on port {port} of {hostname}: {error.strerror}") from None
+
+
+def listen_shared(hostname: str, port: int, count: int) -> list[socket.socket]:
+    """Sockets bound to one port, not listening yet; the kernel shares out its connections among those that do.
+
+    Raises ConfigError as listen does, also where another server has the port that would share it (Linux allows that).
+    """
+    with listen(hostname, port) as alone:
+        port = alone.getsockname()[1]
+    family, address = _resolve(hostname, port)
+    sockets = []
+    for _ in range(count):
+        one = socket.socket(family, socket.SOCK_STREAM)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as create_server does
+        one.bind(address)
+        sockets.append(one)
+    return sockets
+
+
+def url(listener: socket.socket) -> str:
+    """Where a client on this machine finds the listener."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _resolve(hostname: str, port: int) -> tuple[int, Any]:
+    try:
+        found = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(f"hostname must be an address of this machine, got {hostname!r}: {error}") from None
+    family, _, _, _, address = found[0]
+    return family, address[:2]
