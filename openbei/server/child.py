@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 ORPHANED = 3
+LAST_S = 1.0
 
 
 class Child:
@@ -40,9 +41,12 @@ class Child:
         except (BrokenPipeError, ConnectionResetError):
             return
 
-    def end(self) -> int:
-        """Kill it, if it still runs -> its exit code."""
-        self.process.kill()
+    def reap(self) -> int:
+        """Its pipe has ended, so it is about to: its exit code; killed if it takes its time."""
+        try:
+            self.process.wait(LAST_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
         self.pipe.close()
         return self.process.wait()
 

@@ -96,10 +96,13 @@ class Supervisor:
         """End every process that is left, at once, and close the port."""
         for listener in self._listeners:
             listener.close()
+        children = [post.child for post in (self._engine, *self._frontends) if post.child is not None]
+        for child in children:
+            child.process.kill()
+        for child in children:
+            child.reap()
         for post in (self._engine, *self._frontends):
-            if post.child is not None:
-                post.child.end()
-                post.child = None
+            post.child = None
 
     def _hear_signals(self) -> socket.socket:
         """A socket that gets a byte for every signal to stop."""
@@ -167,7 +170,7 @@ class Supervisor:
 
     def _ended(self, post: Post) -> None:
         assert post.child is not None
-        code, post.child, post.ready = post.child.end(), None, False
+        code, post.child, post.ready = post.child.reap(), None, False
         if self._stopping:
             self._let_engine_go()
             return
@@ -198,5 +201,4 @@ class Supervisor:
             if self._engine.ready:
                 self._engine.child.tell(None)
             else:
-                self._engine.child.end()
-                self._engine.child = None
+                self.kill()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from click.testing import CliRunner, Result
 
 from openbei.cli import main
 from openbei.config import EngineConfig, ServerConfig
+from openbei.engine.settle import Served
+from openbei.server.processes import EngineAt, Plan
 from openbei.weights.load import LoadOptions
 from tests.cli.fakes import FakeEngine, checkpoint
 
@@ -22,6 +25,7 @@ class Seen:
     model: str | None = None
     loading: LoadOptions | None = None
     server: ServerConfig | None = None
+    plan: Plan | None = None
     engines: list[FakeEngine] = field(default_factory=list)
 
     @property
@@ -45,6 +49,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         seen.server = config
         on_ready("http://127.0.0.1:7997")
 
+    def supervise(plan: Plan, on_ready: Callable[[str, EngineAt], None]) -> None:
+        seen.plan = plan
+        info = FakeEngine(plan.engine).info
+        served = Served(plan.engine, info, checkpoint().text, None, None)
+        on_ready(
+            "http://127.0.0.1:7997", EngineAt(Path("socket"), served, plan.describe(checkpoint(), plan.engine, info))
+        )
+
+    monkeypatch.setattr("openbei.server.supervisor.supervise", supervise)
     monkeypatch.setattr("openbei.weights.load.load", load)
     monkeypatch.setattr("openbei.engine.start.start", start)
     monkeypatch.setattr("openbei.server.serve.serve", serve)

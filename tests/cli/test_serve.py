@@ -1,6 +1,7 @@
 """`bei serve`: flags and variables become configs; what is wrong is one line and an exit code."""
 
 import json
+import pickle
 from dataclasses import fields
 from typing import Any
 
@@ -31,6 +32,7 @@ EVERY_ENGINE_FIELD: dict[str, Any] = {
 EVERY_SERVER_FIELD: dict[str, Any] = {
     "hostname": "127.0.0.1",
     "port": 0,
+    "frontends": 0,
     "api_key": "key_secret",
     "payload_limit": 9,
     "cors_allow_origin": ("http://a", "http://b"),
@@ -186,6 +188,22 @@ def test_ready_text(bei: Bei) -> None:
 def test_ready_as_json(bei: Bei) -> None:
     facts = json.loads(bei("serve", "--json-output").stdout)
     assert (facts["message"], facts["address"]) == ("ready", "http://127.0.0.1:7997")
+
+
+@pytest.mark.parametrize(("args", "env"), [(["--frontends", "2"], {}), ([], {"FRONTENDS": "2"})])
+def test_frontends_leave_everything_to_other_processes(
+    bei: Bei, seen: Seen, args: list[str], env: dict[str, str]
+) -> None:
+    result = bei("serve", "m", "--dtype", "float32", "--port", "0", *args, env=env)
+    assert result.exit_code == 0
+    assert seen.plan is not None
+    assert seen.plan.engine == EngineConfig(model_id="m", dtype="float32")
+    assert seen.plan.server == ServerConfig(port=0, frontends=2)
+    assert not seen.engines
+    assert seen.loading is None
+    assert "1 for the model, 2 for HTTP and tokenizing" in result.stdout
+    assert "bert, 0 layers, 4 wide" in result.stdout
+    assert pickle.loads(pickle.dumps(seen.plan)).engine == seen.plan.engine
 
 
 def test_help_never_shows_a_secret(bei: Bei) -> None:

@@ -16,7 +16,7 @@ from openbei.engine.host import Host
 from openbei.engine.metrics import Metrics
 from openbei.engine.remote import RemoteCore
 from openbei.engine.settle import Served
-from tests.engine.fakes import WAIT_S, FakeClock
+from tests.engine.fakes import WAIT_S, FakeClock, Harness
 
 T = TypeVar("T")
 
@@ -74,8 +74,12 @@ class Wires:
         self.remotes: list[RemoteCore] = []
 
     def __call__(self, core: LocalCore, served: Served, metrics: Metrics, clock: FakeClock) -> Engine:
-        hosting = self.host(core)
-        return self.frontend(hosting, served, metrics, clock)
+        self.served = served
+        return self.frontend(self.host(core), served, metrics, clock)
+
+    def another(self, house: Harness) -> Engine:
+        """One more frontend of the same core, which counts for itself."""
+        return self.frontend(self.hostings[-1], self.served, Metrics(100), house.clock)
 
     def host(self, core: LocalCore) -> Hosting:
         self.num_paths += 1

@@ -49,9 +49,12 @@ class Server:
         return self.process.returncode, log
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    running = Server("--dtype", "float32")
+LAYOUTS = {"one process": (), "frontends": ("--frontends", "2")}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    running = Server("--dtype", "float32", *LAYOUTS[request.param])
     yield running
     assert running.stop() == (0, "")
 
@@ -93,13 +96,14 @@ def test_the_banner_is_true(server: Server) -> None:
     assert len(answer.json()["data"][0]["embedding"]) == 384
 
 
-def test_sigterm_answers_what_is_in_flight_and_exits_0() -> None:
-    server = Server()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sigterm_answers_what_is_in_flight_and_exits_0(layout: str) -> None:
+    server = Server(*LAYOUTS[layout])
     texts = [f"{i} " + "word " * 200 for i in range(16)]
     with httpx.Client(timeout=30) as client, ThreadPoolExecutor(8) as pool:
         client.get(server.url + "/health")
         answers = [pool.submit(client.post, server.url + "/embed", json={"inputs": texts}) for _ in range(8)]
-        _wait_until(lambda: _batches_begun(server.url) == 8)
+        wait_until(lambda: _batches_begun(server.url) == 8)
         code, log = server.stop()
         rows = [answer.result().json() for answer in answers]
     assert (code, log) == (0, "")
@@ -124,7 +128,7 @@ def _batches_begun(url: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _wait_until(true: Any, limit_s: float = 10) -> None:
+def wait_until(true: Any, limit_s: float = 10) -> None:
     end_s = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < end_s, f"not so after {limit_s} s"
@@ -136,6 +140,8 @@ def _wait_until(true: Any, limit_s: float = 10) -> None:
     [
         (["serve", "--prot", "1"], 2, "Did you mean '--port'?"),
         (["serve", "no/such/folder/at/all"], 1, "no/such/folder/at/all"),
+        (["serve", "--frontends", "2", "--port", "0", "no/such/folder/at/all"], 1, "no/such/folder/at/all"),
+        (["serve", "--frontends", "2", "--port", "0", "--default-prompt-name", "nope"], 1, "nope"),
         (["info", "/no/such/folder"], 1, "/no/such/folder"),
     ],
 )
@@ -146,9 +152,10 @@ def test_a_wrong_start_is_one_line(args: list[str], code: int, words: str) -> No
     assert "Traceback" not in done.stderr
 
 
-def test_a_taken_port_is_one_line(server: Server) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_taken_port_is_one_line(server: Server, layout: str) -> None:
     port = server.url.rpartition(":")[2]
-    command = [*BEI, "serve", "--hostname", "127.0.0.1", "--port", port]
+    command = [*BEI, "serve", "--hostname", "127.0.0.1", "--port", port, *LAYOUTS[layout]]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=20, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: cannot listen on port {port}")
@@ -172,7 +179,7 @@ def test_a_killed_embed_leaves_nothing_that_looks_finished(tmp_path: Path) -> No
     source.write_text(("word " * 20 + "\n") * 20_000)
     process = subprocess.Popen([*BEI, "embed", str(source), "-o", str(output)], env=ENV)
     part = tmp_path / "v.npy.part"
-    _wait_until(lambda: part.exists() and part.stat().st_size > 1000, limit_s=20)
+    wait_until(lambda: part.exists() and part.stat().st_size > 1000, limit_s=20)
     process.kill()
     assert process.wait(10) == -signal.SIGKILL
     assert not output.exists()

@@ -1,0 +1,44 @@
+"""What the children of program.py run: a model whose batches take until a test lets them go."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbei.config import EngineConfig
+from openbei.engine.executor import Device, Executor
+from openbei.model.spec import Batch, Output
+from openbei.weights.checkpoint import Checkpoint
+from tests.engine.fakes import WIDTH, checkpoint
+
+DEADLY = 49
+LIMIT_S = 30
+
+
+class GatedExecutor:
+    def __init__(self, folder: Path) -> None:
+        self.device = Device("fake", "float32", 1, 100)
+        self.folder = folder
+
+    def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
+        if DEADLY in batch.input_ids:
+            os.kill(os.getpid(), signal.SIGKILL)
+        (self.folder / f"begun-{time.monotonic_ns()}").touch()
+        end_s = time.monotonic() + LIMIT_S
+        while not (self.folder / "go").exists() and time.monotonic() < end_s:
+            time.sleep(0.005)
+        rows = np.zeros((len(batch.lengths), WIDTH), np.float32)
+        rows[:, 0], rows[:, 1] = batch.input_ids[batch.cu_seqlens[:-1]], batch.lengths
+        return rows
+
+
+def open_model(folder: Path, _: EngineConfig) -> tuple[Checkpoint, Callable[[], Executor]]:
+    return checkpoint(folder), lambda: GatedExecutor(folder)
+
+
+def describe(*_: object) -> dict[str, str]:
+    return {"model": "fake"}
