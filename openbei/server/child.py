@@ -51,7 +51,7 @@ class Child:
         return self.process.wait()
 
 
-def listen(pipe: "Connection[Any, Any]", on_message: Callable[[Any], Any]) -> None:
+def follow(pipe: "Connection[Any, Any]", on_message: Callable[[Any], Any]) -> None:
     """In a child: hear what it is told, in a thread of its own, and end the process when nobody is left to tell."""
 
     def hear() -> None:

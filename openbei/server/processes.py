@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from openbei.config import EngineConfig, ServerConfig
 from openbei.engine.request import EngineInfo
 from openbei.errors import OpenBeiError
-from openbei.server.child import listen
+from openbei.server.child import follow
 
 if TYPE_CHECKING:
     from openbei.engine.executor import Executor
@@ -69,7 +69,7 @@ def run_engine(pipe: "Connection[Any, Any]", plan: Plan, board: Path, path: Path
     import uvloop
 
     loop = uvloop.new_event_loop()
-    listen(pipe, lambda _: loop.call_soon_threadsafe(loop.stop))
+    follow(pipe, lambda _: loop.call_soon_threadsafe(loop.stop))
     plan.set_up()
 
     from openbei.engine import start
@@ -82,10 +82,10 @@ def run_engine(pipe: "Connection[Any, Any]", plan: Plan, board: Path, path: Path
         checkpoint, make_executor = (plan.open_model or start.open_model)(plan.engine)
         metrics = Metrics(limited(checkpoint.text, plan.engine).max_length, Board.open(board, ENGINE_ROW))
         core, served = start.start_core(checkpoint, plan.engine, make_executor, metrics)
+        loop.run_until_complete(Host(core).listen(path))
     except (OpenBeiError, OSError) as error:
         pipe.send(error)
         return
-    loop.run_until_complete(Host(core).listen(path))
     pipe.send(EngineAt(path, served, plan.describe(checkpoint, plan.engine, served.info)))
     loop.run_forever()
     core.close()
@@ -117,7 +117,7 @@ def run_frontend(pipe: "Connection[Any, Any]", plan: Plan, place: Place) -> None
 
     def on_ready() -> None:
         loop = asyncio.get_running_loop()
-        listen(pipe, lambda at: asyncio.run_coroutine_threadsafe(_join(remote, at.path), loop))
+        follow(pipe, lambda at: asyncio.run_coroutine_threadsafe(_join(remote, at.path), loop))
         pipe.send(None)
 
     with socket.socket(fileno=place.listener) as listener:

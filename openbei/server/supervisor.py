@@ -16,6 +16,7 @@ from functools import partial
 from itertools import count
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 from openbei.engine.board import Board
 from openbei.errors import ConfigError, OpenBeiError
@@ -84,13 +85,13 @@ class Supervisor:
         posts = [self._engine, *self._frontends]
         while not self._stopping or any(post.child for post in posts):
             pause_s = None if self._stopping else self._start_due(posts)
-            by_pipe = {post.child.pipe: post for post in posts if post.child}
+            by_pipe: dict[Any, Post] = {post.child.pipe: post for post in posts if post.child}
             for source in wait([*by_pipe, signals], pause_s):
                 if source is signals:
                     for _ in signals.recv(64):
                         self._stop()
-                elif by_pipe[source].child is not None:  # type: ignore[index]
-                    self._hear(by_pipe[source])  # type: ignore[index]
+                elif by_pipe[source].child is not None:
+                    self._hear(by_pipe[source])
 
     def kill(self) -> None:
         """End every process that is left, at once, and close the port."""

@@ -191,6 +191,20 @@ def test_no_process_outlives_the_supervisor(served: Served) -> None:
     wait_until(lambda: not any(alive(pid) for pid in children.values()))
 
 
+@pytest.mark.parametrize(
+    ("imported", "not_imported"),
+    [
+        ("openbei.server.serve, openbei.engine.engine, openbei.engine.remote", "openvino, openbei.weights.load"),
+        ("openbei.engine.start, openbei.engine.host", "uvicorn, starlette"),
+        ("openbei.server.supervisor", "openvino, openbei.weights.load, uvicorn, starlette, tokenizers"),
+    ],
+    ids=["frontend", "engine", "supervisor"],
+)
+def test_a_process_imports_only_what_it_needs(imported: str, not_imported: str) -> None:
+    code = f"import sys, {imported}; print([name for name in {not_imported.split(', ')} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def alive(pid: int) -> bool:
     """False also for a zombie whose new parent has not looked yet."""
     try:
