@@ -20,16 +20,19 @@ class Host:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._frontends: set[_Frontend] = set()
+        self._server: asyncio.Server | None = None
 
-    async def listen(self, path: Path) -> asyncio.Server:
-        """Take in frontends at this path, in the running loop."""
+    async def listen(self, path: Path) -> None:
+        """Take in frontends at this path, in the running loop, as long as the core stands. Raises OSError."""
         loop = asyncio.get_running_loop()
 
         def on_status(_: Status) -> None:
             loop.call_soon_threadsafe(self._tell)
 
         self._core.admission.on_status = on_status
-        return await loop.create_unix_server(lambda: _Frontend(self._core, self._frontends), str(path))
+        self._server = await loop.create_unix_server(  # uvloop closes one that nobody holds
+            lambda: _Frontend(self._core, self._frontends), str(path)
+        )
 
     def _tell(self) -> None:
         for frontend in self._frontends:

@@ -1,6 +1,7 @@
 """The two halves of an engine joined by a real Unix socket, each with its event loop in a thread of its own."""
 
 import asyncio
+import gc
 import shutil
 import tempfile
 import threading
@@ -50,11 +51,13 @@ class Hosting:
 
     def __init__(self, core: LocalCore, path: Path) -> None:
         self.side, self.host, self.path = Loop(), Host(core), path
-        self.server = self.side.run(self.host.listen(path))
+        self.side.run(self.host.listen(path))
+        gc.collect()  # what nobody holds must not be what listens
 
     def stop(self) -> None:
         async def stop() -> None:
-            self.server.close()
+            assert self.host._server is not None
+            self.host._server.close()
             for frontend in [*self.host._frontends]:
                 frontend._transport.abort()  # type: ignore[union-attr]
             await until(lambda: not self.host._frontends)
