@@ -251,9 +251,7 @@ def test_the_default_prompt_is_for_single_texts_only(make: Make, caplog: pytest.
         run.finish()
 
 
-def test_the_template_of_a_chat_never_runs_on_the_callers_thread(
-    make: partial[Harness], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_template_of_a_chat_never_runs_on_the_callers_thread(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a program that came with the model, and the caller may be the event loop. A short text runs there."""
     threads, encode = [], Tokenizer.encode
     monkeypatch.setattr(
