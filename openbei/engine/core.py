@@ -7,6 +7,7 @@ other than NumPy.
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -53,21 +54,24 @@ class LocalCore:
         self._make_executor = make_executor
         self._executor = make_executor()
         self.device = self._executor.device
+        self.on_hang: Callable[[], None] = lambda: None  # called when a lane has hung, by a thread of the core's
         self.admission = Admission(config.max_concurrent_requests, self._retry_after_s)
         self._max_batch_tokens = config.max_batch_tokens or self.device.max_batch_tokens
         self._max_batch_requests = config.max_batch_requests
         self._changed = threading.Condition()  # guards everything below
         self._queue: Queue[Job] = Queue(config.max_queue_tokens, self._is_live)
-        self._num_running = 0
-        self._alone = self._down = self._closed = False
+        self._running: dict[int, tuple[float, list[Encoding[Job]]]] = {}  # by lane: since when, and what
+        self._alone = self._down = self._hung = self._closed = False
         self._tokens_per_s = 1e4
         metrics.queue_size.set(0)
         self._lanes = [
-            threading.Thread(target=self._serve_lane, name=f"lane-{i}", daemon=True)
-            for i in range(self.device.num_lanes)
+            threading.Thread(target=self._serve_lane, args=(number,), name=f"lane-{number}", daemon=True)
+            for number in range(self.device.num_lanes)
         ]
-        for lane in self._lanes:
-            lane.start()
+        self._closing = threading.Event()
+        threads = [*self._lanes, threading.Thread(target=self._watch, name="watch", daemon=True)]
+        for thread in threads if self.device.patience_s else self._lanes:
+            thread.start()
 
     def submit(self, job: Job, wait: bool = False) -> None:
         """Let a job's inputs wait for their batches. Raises InferenceFailed and Overloaded, as Core says."""
@@ -90,7 +94,8 @@ class LocalCore:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for lane in self._lanes:
+        self._closing.set()
+        for lane in [] if self._hung else self._lanes:
             lane.join()
 
     def _retry_after_s(self) -> int:
@@ -98,20 +103,21 @@ class LocalCore:
 
     # Batch and run
 
-    def _serve_lane(self) -> None:
-        while (taken := self._take()) is not None:
+    def _serve_lane(self, lane: int) -> None:
+        while (taken := self._take(lane)) is not None:
             encodings, alone = taken
             try:
                 self._run(encodings, alone)
             except Exception as error:
-                self._restart(error, encodings)
+                self._restart(lane, error, encodings)
             finally:
                 with self._changed:
-                    self._num_running -= 1
+                    del self._running[lane]
                     self._alone = False
+                    self._back()
                     self._changed.notify_all()
 
-    def _take(self) -> tuple[list[Encoding[Job]], bool] | None:
+    def _take(self, lane: int) -> tuple[list[Encoding[Job]], bool] | None:
         """Wait for work and form a batch; None when the core is closed."""
         with self._changed:
             while True:
@@ -121,8 +127,8 @@ class LocalCore:
                 encodings = self._queue.take(self._max_batch_tokens, self._max_batch_requests)
                 self._metrics.queue_size.set(len(self._queue))
                 if encodings:
-                    alone = self.device.divided and self._num_running == 0 and len(self._queue) == 0
-                    self._num_running += 1
+                    alone = self.device.divided and not self._running and len(self._queue) == 0
+                    self._running[lane] = self._clock(), encodings
                     self._alone = alone
                     return encodings, alone
 
@@ -159,10 +165,47 @@ class LocalCore:
 
     # Recover
 
-    def _restart(self, error: Exception, encodings: list[Encoding[Job]]) -> None:
+    def check_lanes(self) -> None:
+        """Fail everything if a lane has computed for longer than the device's patience: "failed" until it is back."""
+        assert self.device.patience_s is not None
+        with self._changed:
+            late = self._late()
+            if not late or self._hung:
+                return
+            self._hung = self._down = True
+            lost = {encoding.owner for encoding in (*late, *self._queue.clear())}
+            self._metrics.queue_size.set(0)
+            self.admission.set_down(True)
+            self._changed.notify_all()
+        log.error("a batch has taken over %g s: the device hangs", self.device.patience_s)
+        for job in lost:
+            job.fail(InferenceFailed(f"inference failed: no answer from the device for {self.device.patience_s:g} s"))
+        self.on_hang()
+
+    def _watch(self) -> None:
+        assert self.device.patience_s is not None
+        while not self._closing.wait(self.device.patience_s / 4):
+            self.check_lanes()
+
+    def _late(self) -> list[Encoding[Job]]:
+        """What lanes have computed for too long."""
+        now_s, patience_s = self._clock(), self.device.patience_s or math.inf
+        return [
+            one for begin_s, encodings in self._running.values() if now_s - begin_s > patience_s for one in encodings
+        ]
+
+    def _back(self) -> None:
+        """A lane is back; if none hangs any more, admit again."""
+        if self._hung and not self._late():
+            log.warning("the device answers again")
+            self._hung = self._down = False
+            self.admission.set_down(False)
+
+    def _restart(self, lane: int, error: Exception, encodings: list[Encoding[Job]]) -> None:
         """The executor raised: fail what waits, then make another; the status is "failed" until one stands."""
         log.error("executor failed: %s; restarting it", error, exc_info=error)
         with self._changed:
+            self._running[lane] = math.inf, []  # mending may take longer than any batch
             first, self._down = not self._down, True
             lost = {encoding.owner for encoding in (*encodings, *self._queue.clear())}
             self._metrics.queue_size.set(0)

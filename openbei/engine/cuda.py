@@ -31,6 +31,7 @@ from openbei.model.spec import Batch, Model, ModelSpec, Output, Size, num_parame
 IN_FLIGHT = 2  # one computes, one is prepared
 SMALL_MODEL = 150_000_000  # parameters below which one stream leaves a large GPU idle
 PINNED_ROWS = 8 << 20  # float32 values of answers; larger ones, states of many tokens, take plain memory
+PATIENCE_S = 60.0  # no batch takes a hundredth of it
 TIMED_TOKENS = (256, 512, 1024, 2048, 4096, 8192)
 TIMED_LENGTH = 128
 TIMED_RUNS = 5

@@ -30,6 +30,7 @@ class Device:
     num_lanes: batches that run well at once. max_batch_tokens: the size of batch that fills one lane.
     divided: each lane has a part of the device, such as one core of a CPU, so a batch alone may be given all of it. If
     not, every batch gets the whole device anyhow, one lane launches while another's batch computes, and none is alone.
+    patience_s: a batch that takes longer means that the device hangs; None where long texts may take any time.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Device:
     num_lanes: int
     max_batch_tokens: int
     divided: bool = True
+    patience_s: float | None = None
 
 
 class Executor(Protocol):

@@ -6,10 +6,12 @@ Owns their starts and ends; the supervisor (supervisor.py) owns how many there a
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from openbei.engine.settle import Served
     from openbei.weights.checkpoint import Checkpoint
 
+HUNG = 70  # exit status
 ENGINE_ROW = 0  # of the board with the metrics; a frontend has the row of its number, from 1
 
 log = logging.getLogger(__name__)
@@ -82,6 +85,7 @@ def run_engine(pipe: "Connection[Any, Any]", plan: Plan, board: Path, path: Path
         checkpoint, make_executor = (plan.open_model or start.open_model)(plan.engine)
         metrics = Metrics(limited(checkpoint.text, plan.engine).max_length, Board.open(board, ENGINE_ROW))
         core, served = start.start_core(checkpoint, plan.engine, make_executor, metrics)
+        core.on_hang = partial(os._exit, HUNG)  # nothing else ends a call that hangs; the supervisor starts another
         loop.run_until_complete(Host(core).listen(path))
     except (OpenBeiError, OSError) as error:
         pipe.send(error)

@@ -79,10 +79,8 @@ class FakeExecutor:
     Labels are the first of these numbers, as many as there are names. A Run is answered when a test finishes it.
     """
 
-    def __init__(
-        self, num_lanes: int, max_batch_tokens: int, started: "Queue[Run]", labels: Labels | None, divided: bool = True
-    ) -> None:
-        self.device = Device("fake", "float32", num_lanes, max_batch_tokens, divided)
+    def __init__(self, device: Device, started: "Queue[Run]", labels: Labels | None) -> None:
+        self.device = device
         self.started, self.labels = started, labels
         self.runs: list[Run] = []
 
@@ -169,6 +167,7 @@ def harness(
     lane_tokens: int = 10,
     labels: Labels | None = None,
     divided: bool = True,
+    patience_s: float | None = None,
     make: Callable[[Callable[[], FakeExecutor]], FakeExecutor] | None = None,
     wire: Wire = here,
     **config: object,
@@ -181,7 +180,7 @@ def harness(
     clock = FakeClock()
 
     def plain() -> FakeExecutor:
-        return FakeExecutor(num_lanes, lane_tokens, started, labels, divided)
+        return FakeExecutor(Device("fake", "float32", num_lanes, lane_tokens, divided, patience_s), started, labels)
 
     prompts = config.pop("prompts", None)
     source = checkpoint(folder, int(config.pop("max_length", 100)), prompts, labels)

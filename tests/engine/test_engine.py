@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from openbei.config import EngineConfig
+from openbei.engine.executor import Device
 from openbei.engine.request import Options, Request, Result
 from openbei.engine.start import start_engine
 from openbei.errors import (
@@ -207,6 +208,7 @@ def test_a_full_house_is_overloaded_and_frees_its_places(make: Make) -> None:
         submit(house, words(1))
     assert 1 <= caught.value.retry_after_s <= 30
     waiting.cancel()
+    house.wait_for_admitted(1)
     again = submit(house, words(1, 3))
     blocker.finish()
     house.next_run().finish()
@@ -334,6 +336,59 @@ def test_restart_is_tried_again_when_it_fails(make: Make) -> None:
     assert len(attempts) == 3
 
 
+def test_a_batch_that_hangs_fails_all_who_wait_until_the_device_answers_again(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = make(patience_s=1000.0)
+    hung = []
+    house.core.on_hang = lambda: hung.append(1)
+    running = submit(house, words(1))
+    run = house.next_run()
+    waiting = submit_and_wait(house, words(2))
+    house.clock.now_s += 1000
+    house.core.check_lanes()
+    assert house.engine.status == "ready"
+    house.clock.now_s += 1
+    for _ in range(2):  # told once
+        house.core.check_lanes()
+    for future in (running, waiting):
+        with pytest.raises(InferenceFailed, match="no answer from the device for 1000 s"):
+            future.result(WAIT_S)
+    assert house.engine.status == "failed"
+    assert hung == [1]
+    with pytest.raises(Unhealthy):
+        submit(house, words(1))
+    run.finish()
+    house.wait_until_ready()
+    after = submit(house, words(1, 5))
+    house.next_run().finish()
+    assert after.result(WAIT_S).rows[0, 0] == 5
+    assert "the device hangs" in caplog.text
+
+
+def test_an_executor_that_takes_long_to_mend_is_not_taken_for_one_that_hangs(make: Make) -> None:
+    mend, made = threading.Event(), []
+
+    def slow_to_mend(plain) -> FakeExecutor:
+        if made:
+            assert mend.wait(WAIT_S)
+        made.append(plain())
+        return made[-1]
+
+    house = make(make=slow_to_mend, patience_s=1000.0)
+    hung = []
+    house.core.on_hang = lambda: hung.append(1)
+    running = submit(house, words(1))
+    house.next_run().fail(RuntimeError("boom"))
+    with pytest.raises(InferenceFailed, match="boom"):
+        running.result(WAIT_S)
+    house.clock.now_s += 5000
+    house.core.check_lanes()
+    assert hung == []
+    mend.set()
+    house.wait_until_ready()
+
+
 def test_draining_finishes_what_was_admitted_and_refuses_the_rest(make: Make) -> None:
     house = make()
     running = submit(house, words(1, 1))
@@ -409,5 +464,5 @@ def test_a_tokenizer_larger_than_the_model_is_refused_at_start(tmp_path: Path) -
     smaller = replace(source, model=replace(source.model, spec=replace(source.model.spec, vocab_size=VOCAB_SIZE - 1)))
     before = threading.active_count()
     with pytest.raises(ModelError, match="50 tokens, the model embeds 49"):
-        start_engine(smaller, EngineConfig(), lambda: FakeExecutor(1, 10, Queue(), None))
+        start_engine(smaller, EngineConfig(), lambda: FakeExecutor(Device("fake", "float32", 1, 10), Queue(), None))
     assert threading.active_count() == before
