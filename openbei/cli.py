@@ -239,7 +239,7 @@ def info(ctx: click.Context, /, as_json: bool, **values: Any) -> None:
     checkpoint = _load(config)
 
     from openbei.describe import checkpoint_facts, precision_reason, table
-    from openbei.engine.executor import choose_dtype
+    from openbei.engine.cpu import choose_dtype
 
     dtype = choose_dtype(config.dtype)
     facts = checkpoint_facts(checkpoint)

@@ -77,15 +77,17 @@ def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo)
     return {
         "model": info.model_id,
         "network": f"{network}, {_output(checkpoint)}",
-        "precision": f"{info.dtype}: {precision_reason(engine.dtype, info.dtype)}",
+        "precision": f"{info.dtype}: {precision_reason(engine.dtype, info.dtype, info.device)}",
         "device": f"{info.device}, {info.max_batch_tokens} tokens a batch",
         "input": f"at most {info.max_input_length} tokens; longer is {too_long}",
     }
 
 
-def precision_reason(asked: str, dtype: str) -> str:
+def precision_reason(asked: str, dtype: str, device: str = "cpu") -> str:
     """Why a precision was chosen."""
-    if asked == "float16":
+    if not device.startswith("cpu") and asked == "auto":
+        return "in 16 bit it does not fit in the GPU's memory" if dtype == "fp8" else "native on this GPU"
+    if device.startswith("cpu") and asked in ("float16", "fp16"):
         return "float16 is computed in float32 on a CPU"
     if asked != "auto":
         return "asked for with --dtype"

@@ -1,6 +1,8 @@
-"""The benchmarks' corpus is what its page says: the same every time, of the lengths it names."""
+"""The benchmarks' corpus is what its page says, and the one for a GPU runs, tiny, without any."""
 
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -40,3 +42,18 @@ def test_the_same_texts_every_time(corpus: ModuleType, tokenizer_file: Path) -> 
     assert first == again
     assert first.texts != other.texts
     assert 64 <= min(first.lengths) <= max(first.lengths) <= 512
+
+
+def test_the_gpu_benchmark_runs_tiny_on_a_cpu() -> None:
+    """So that it works on the day there is a GPU."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--small", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    parts = ("checks", "copy", "products", "attention", "forward", "server", "sentence-transformers")
+    assert {name: result[name]["error"] for name in parts} == dict.fromkeys(parts, "")
+    assert all(result[name]["rows"] for name in parts)
+    assert result["checks"]["rows"][-1]["exit"] == 0
+    ways = {row["way"] for row in result["forward"]["rows"]}
+    assert ways == {"bf16", "bf16 own", "fp8", "fp8 own"}
+    assert min(row["cosine"] for row in result["forward"]["rows"] if "cosine" in row) > 0.98

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from openbei.describe import checkpoint_facts, table
+from openbei.describe import checkpoint_facts, precision_reason, table
 from openbei.weights.load import load
 from tests import families
 
@@ -42,3 +42,18 @@ def test_labels(family: str, kind: str, num_labels: int, task: str, scores: str,
     assert (facts["task"], facts["scores"], facts["embedding_dim"]) == (task, scores, None)
     assert facts["labels"] == [f"LABEL_{number}" for number in range(num_labels)]
     assert "LABEL_0" in table(facts)
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "device", "reason"),
+    [
+        ("auto", "bfloat16", "cpu, 2 streams", "native on this CPU"),
+        ("auto", "float32", "cpu, 2 streams", "this CPU has no native bfloat16"),
+        ("fp16", "float32", "cpu, 2 streams", "float16 is computed in float32 on a CPU"),
+        ("auto", "bfloat16", "NVIDIA H100", "native on this GPU"),
+        ("auto", "fp8", "NVIDIA H100", "in 16 bit it does not fit in the GPU's memory"),
+        ("fp16", "float16", "NVIDIA H100", "asked for with --dtype"),
+    ],
+)
+def test_why_a_precision_was_chosen(asked: str, dtype: str, device: str, reason: str) -> None:
+    assert precision_reason(asked, dtype, device) == reason

@@ -13,7 +13,9 @@ It does not mean: quality (the weights are random), or other chips. `floor` is a
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -29,12 +31,14 @@ from benchmarks.gpu import ceilings, forward, rivals, serving
 from openbei.engine.machine import CudaMachine, HostMachine, Machine
 
 Row = dict[str, Any]
-TESTS = ("tests/model", "tests/engine")
+TESTS = ("tests/model/kernels", "tests/model/test_cuda.py", "tests/engine/test_cuda.py")
 
 
 def checks(machine: Machine, tiny: bool) -> Iterator[Row]:
-    """The tests that need a device, in a process of their own -> what became of them."""
+    """The tests that need a device, in processes of their own -> what became of them."""
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "-W", "default", *TESTS]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(min(12, os.cpu_count() or 1))]  # each compiles its kernels, which is most of the time
     if tiny:
         command.append("--collect-only")
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)

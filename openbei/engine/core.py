@@ -11,21 +11,18 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from openbei.config import EngineConfig
 from openbei.engine.admission import Admission
+from openbei.engine.executor import Executor
 from openbei.engine.job import Job
 from openbei.engine.metrics import Metrics
 from openbei.engine.queue import Encoding, Queue
 from openbei.errors import DeadlineExceeded, InferenceFailed, Overloaded
 from openbei.model.spec import Batch, Output, pack
 from openbei.weights.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from openbei.engine.executor import Executor
 
 Clock = Callable[[], float]
 MAX_RETRY_AFTER_S = 30
@@ -44,7 +41,7 @@ class LocalCore:
         self,
         checkpoint: Checkpoint,
         config: EngineConfig,
-        make_executor: Callable[[], "Executor"],
+        make_executor: Callable[[], Executor],
         metrics: Metrics,
         clock: Clock = time.monotonic,
     ) -> None:

@@ -6,15 +6,12 @@ Owns which of a flag and a model's file wins; never touches requests or threads.
 import logging
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from openbei.config import EngineConfig
+from openbei.engine.executor import Device
 from openbei.engine.request import EngineInfo, Kind
 from openbei.errors import ConfigError
 from openbei.weights.checkpoint import Checkpoint, Labels, TextSpec
-
-if TYPE_CHECKING:
-    from openbei.engine.executor import Device  # which imports OpenVINO, and a frontend need not
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +30,7 @@ class Served:
     labels: Labels | None
 
 
-def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, device: "Device") -> EngineInfo:
+def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, device: Device) -> EngineInfo:
     """What will be served, for /info and the start banner."""
     return EngineInfo(
         model_id=checkpoint.model_id,

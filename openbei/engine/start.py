@@ -11,7 +11,7 @@ from openbei.config import EngineConfig, PoolingFlag
 from openbei.engine.core import Clock, LocalCore
 from openbei.engine.devices import gpu_number
 from openbei.engine.engine import Engine
-from openbei.engine.executor import CpuExecutor, Executor
+from openbei.engine.executor import Executor
 from openbei.engine.metrics import Metrics
 from openbei.engine.settle import Served, default_prompt, describe, kind_of, limited
 from openbei.model.spec import Pooling
@@ -73,8 +73,10 @@ def make_executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
     """The executor that a config asks for. Raises ConfigError."""
     number = gpu_number(config.device)
     if number is None:
+        from openbei.engine.cpu import CpuExecutor  # each imports a library that the other does without
+
         return CpuExecutor(checkpoint.model, config.dtype)
-    from openbei.engine.cuda import on_gpu  # PyTorch takes seconds to import
+    from openbei.engine.cuda import on_gpu
 
     return on_gpu(checkpoint.model, config.dtype, number)
 

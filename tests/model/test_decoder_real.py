@@ -26,7 +26,6 @@ from openbei.model.ops import torch as plain
 from openbei.model.spec import pack
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
-from tests.model.oracles import OPTIONS
 
 gguf = pytest.importorskip("gguf")
 Floats = NDArray[np.float32]
@@ -60,6 +59,9 @@ CONFIG: dict[str, Any] = {
 }
 YES, NO = 10539, 5230
 IDS = ([19556, 905], [1, 19556, 905, 2], [1], list(range(400, 460)))
+
+
+OPTIONS = openvino.CompileOptions("float32", 1, 1)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from openbei.engine import executor
-from openbei.engine.executor import CpuExecutor, choose_dtype, count_cores
+from openbei.engine import cpu
+from openbei.engine.cpu import CpuExecutor, choose_dtype, count_cores
 from openbei.errors import ConfigError
 from openbei.model.spec import Head, HeadLayer, Linear, Model, pack
 from tests.engine.fakes import MODEL, NOTHING, SPEC
@@ -29,12 +29,12 @@ HEADED = replace(MODEL, head=Head((HeadLayer(Linear(NOTHING)),)))
 def test_precision_follows_what_the_cpu_has(
     monkeypatch: pytest.MonkeyPatch, asked: str, native: bool, chosen: str
 ) -> None:
-    monkeypatch.setattr(executor, "native_bfloat16", lambda: native)
+    monkeypatch.setattr(cpu, "native_bfloat16", lambda: native)
     assert choose_dtype(asked) == chosen
 
 
 def test_bfloat16_is_refused_where_the_cpu_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "native_bfloat16", lambda: False)
+    monkeypatch.setattr(cpu, "native_bfloat16", lambda: False)
     with pytest.raises(ConfigError, match="use float32"):
         choose_dtype("bfloat16")
 
@@ -45,9 +45,9 @@ def test_cores_are_physical_allowed_and_within_the_quota(
 ) -> None:
     """CPU n and CPU n + 2 are threads of one core."""
     fake_os = SimpleNamespace(sched_getaffinity=lambda _: cpus, cpu_count=lambda: len(cpus))
-    monkeypatch.setattr(executor, "os", fake_os)
-    monkeypatch.setattr(executor, "_siblings", lambda cpu: str(cpu % 2))
-    monkeypatch.setattr(executor, "_quota", lambda: quota)
+    monkeypatch.setattr(cpu, "os", fake_os)
+    monkeypatch.setattr(cpu, "_siblings", lambda cpu: str(cpu % 2))
+    monkeypatch.setattr(cpu, "_quota", lambda: quota)
     assert count_cores() == cores
 
 
@@ -57,34 +57,34 @@ def test_what_a_model_is_for_is_compiled_at_start_and_the_rest_once_when_asked_f
 ) -> None:
     compiled: list[tuple[str, int]] = []
 
-    def compile_model(_: Model, options: executor.CompileOptions, output: str) -> SimpleNamespace:
+    def compile_model(_: Model, options: cpu.CompileOptions, output: str) -> SimpleNamespace:
         compiled.append((output, options.num_streams))
         return SimpleNamespace(run=lambda _: np.float32([[options.num_streams]]))
 
-    monkeypatch.setattr(executor, "compile_model", compile_model)
-    monkeypatch.setattr(executor, "count_cores", lambda: 2)
-    cpu = CpuExecutor(model, "float32")
+    monkeypatch.setattr(cpu, "compile_model", compile_model)
+    monkeypatch.setattr(cpu, "count_cores", lambda: 2)
+    executor = CpuExecutor(model, "float32")
     assert compiled == [(own, 2), (own, 1)]
     batch = pack(SPEC, [[1, 2]])
     with ThreadPoolExecutor(4) as threads:
-        rows = list(threads.map(lambda alone: cpu.run(batch, "states", alone), [True, False] * 4))
+        rows = list(threads.map(lambda alone: executor.run(batch, "states", alone), [True, False] * 4))
     assert [int(row[0, 0]) for row in rows] == [1, 2] * 4
     assert compiled[2:] == [("states", 2), ("states", 1)]
-    cpu.run(batch, own, alone=False)
-    cpu._graphs_of("states")  # as a thread does that waited for another's compilation
+    executor.run(batch, own, alone=False)
+    executor._graphs_of("states")  # as a thread does that waited for another's compilation
     assert len(compiled) == 4
 
 
 def test_a_large_model_is_compiled_once_for_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[executor.CompileOptions] = []
+    compiled: list[cpu.CompileOptions] = []
 
-    def compile_model(_: Model, options: executor.CompileOptions, output: str) -> SimpleNamespace:
+    def compile_model(_: Model, options: cpu.CompileOptions, output: str) -> SimpleNamespace:
         compiled.append(options)
         return SimpleNamespace(run=lambda _: np.float32([[1]]))
 
-    monkeypatch.setattr(executor, "compile_model", compile_model)
-    monkeypatch.setattr(executor, "count_cores", lambda: 2)
-    monkeypatch.setattr(executor, "MAX_TWICE", 0)
-    cpu = CpuExecutor(MODEL, "float32")
-    assert compiled == [executor.CompileOptions("float32", 1, 2)]
-    assert cpu.device.num_lanes == 1
+    monkeypatch.setattr(cpu, "compile_model", compile_model)
+    monkeypatch.setattr(cpu, "count_cores", lambda: 2)
+    monkeypatch.setattr(cpu, "MAX_TWICE", 0)
+    executor = CpuExecutor(MODEL, "float32")
+    assert compiled == [cpu.CompileOptions("float32", 1, 2)]
+    assert executor.device.num_lanes == 1

@@ -1,0 +1,112 @@
+"""The executor of a CPU, through OpenVINO.
+
+Owns precision and the split of cores into streams; never touches requests, queues or time.
+"""
+
+import os
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbei.config import DType
+from openbei.engine.executor import Device
+from openbei.engine.precision import full_name
+from openbei.errors import ConfigError
+from openbei.model.ops.openvino import CompiledModel, CompileOptions, compile_model, native_bfloat16
+from openbei.model.spec import Batch, Model, Output, num_parameters, pack
+
+MAX_BATCH_TOKENS = 512
+MAX_TWICE = 1_000_000_000
+WARM_UP_TOKENS = (16, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """One output of a model, compiled for one stream a core, and for all cores on one batch."""
+
+    streams: CompiledModel
+    whole: CompiledModel
+
+
+class CpuExecutor:
+    """One OpenVINO stream a core for throughput, and all cores on one batch when it is alone.
+
+    What the model is for is compiled at once; another output when it is first asked for. A model of over MAX_TWICE
+    parameters is compiled for all cores alone: each graph keeps the weights in its own layout.
+    """
+
+    def __init__(self, model: Model, dtype: DType = "auto") -> None:
+        cores, chosen = count_cores(), choose_dtype(dtype)
+        lanes = cores if num_parameters(model) <= MAX_TWICE else 1
+        self.device = Device(f"cpu, {lanes} streams on {cores} cores", chosen, lanes, MAX_BATCH_TOKENS)
+        self._model = model
+        self._options = CompileOptions(chosen, lanes, cores)
+        self._compiling = threading.Lock()
+        self._graphs: dict[Output, Graphs] = {}
+        self._graphs_of("labels" if model.head else "vectors")
+
+    def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
+        """Batch -> rows as Executor says; threads may call it at once, one a lane."""
+        graphs = self._graphs.get(output) or self._graphs_of(output)
+        return (graphs.whole if alone else graphs.streams).run(batch)
+
+    def _graphs_of(self, output: Output) -> Graphs:
+        """Compile and warm up one output, unless another thread just did."""
+        with self._compiling:
+            if output not in self._graphs:
+                streams = whole = compile_model(self._model, self._options, output)
+                if self._options.num_streams > 1:
+                    whole = compile_model(self._model, replace(self._options, num_streams=1), output)
+                self._warm_up(whole)
+                self._graphs[output] = Graphs(streams, whole)
+            return self._graphs[output]
+
+    def _warm_up(self, graph: CompiledModel) -> None:
+        for num_tokens in WARM_UP_TOKENS:
+            length = min(num_tokens, self._model.spec.max_length)
+            graph.run(pack(self._model.spec, [[0] * length]))
+
+
+def choose_dtype(dtype: DType) -> Literal["float32", "bfloat16"]:
+    """The precision to compute in: auto takes bfloat16 where the CPU has it. Raises ConfigError.
+
+    float16, which TEI's start commands name, is computed in float32: exact, and CPUs that multiply it are rare.
+    """
+    asked = dtype if dtype == "auto" else full_name(dtype)
+    if asked == "fp8":
+        raise ConfigError("dtype fp8 needs an NVIDIA GPU; on a CPU use auto, bfloat16 or float32")
+    if asked in ("float32", "float16"):
+        return "float32"
+    if native_bfloat16():
+        return "bfloat16"
+    if asked == "bfloat16":
+        raise ConfigError("dtype bfloat16 needs a CPU with AVX512-BF16, AMX or Arm BF16; this has none: use float32")
+    return "float32"
+
+
+def count_cores() -> int:
+    """Physical cores that this process may use: affinity and the container's quota counted, at least 1."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {_siblings(cpu) for cpu in allowed}
+    return max(1, min(len(cores), _quota()))
+
+
+def _siblings(cpu: int) -> str:
+    """Name of the physical core that a logical CPU is a thread of; the CPU itself where the system does not say."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    """CPUs that the control group allows, rounded up; a large number where there is no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        return 1 << 16
