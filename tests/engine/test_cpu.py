@@ -24,6 +24,8 @@ HEADED = replace(MODEL, head=Head((HeadLayer(Linear(NOTHING)),)))
         ("bfloat16", True, "bfloat16"),
         ("float32", True, "float32"),
         ("float16", True, "float32"),
+        ("fp16", True, "float32"),
+        ("bf16", True, "bfloat16"),
     ],
 )
 def test_precision_follows_what_the_cpu_has(
@@ -31,6 +33,11 @@ def test_precision_follows_what_the_cpu_has(
 ) -> None:
     monkeypatch.setattr(cpu, "native_bfloat16", lambda: native)
     assert choose_dtype(asked) == chosen
+
+
+def test_fp8_is_for_gpus() -> None:
+    with pytest.raises(ConfigError, match="dtype fp8 needs an NVIDIA GPU"):
+        choose_dtype("fp8")
 
 
 def test_bfloat16_is_refused_where_the_cpu_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
