@@ -37,7 +37,9 @@ class GatedExecutor:
 
 
 def open_model(folder: Path, _: EngineConfig) -> tuple[Checkpoint, Callable[[], Executor]]:
-    return checkpoint(folder), lambda: GatedExecutor(folder)
+    length = folder / "max_length"  # a test may change the model between two starts of the engine process
+    max_length = int(length.read_text()) if length.exists() else 100
+    return checkpoint(folder, max_length), lambda: GatedExecutor(folder)
 
 
 def describe(*_: object) -> dict[str, str]:

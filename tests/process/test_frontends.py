@@ -94,6 +94,9 @@ class Served:
     def health(self) -> int:
         return httpx.get(f"{self.url}/health").status_code
 
+    def max_input_length(self) -> int:
+        return int(httpx.get(f"{self.url}/info").json()["max_input_length"])
+
     def wait_until_whole(self) -> None:
         """Every process is there, and all frontends say that they are ready."""
         wait_until(lambda: len(self.children()) == 1 + NUM_FRONTENDS)
@@ -152,6 +155,15 @@ def test_a_text_that_kills_the_engine_time_and_again_leaves_a_server(served: Ser
         assert served.post("w49") == 503
         served.wait_until_whole()
     assert served.post(words(2)) == 200
+
+
+def test_frontends_are_replaced_when_another_engine_serves_another_model(served: Served) -> None:
+    served.open()
+    (served.folder / "max_length").write_text("5")
+    served.kill("engine")
+    wait_until(lambda: [served.max_input_length() for _ in range(10)] == [5] * 10, limit_s=20)
+    served.wait_until_whole()
+    assert httpx.post(f"{served.url}/embed", json={"inputs": words(9), "normalize": False}).json() == [[1, 5, 0, 0]]
 
 
 def test_sigterm_answers_what_is_in_flight_and_refuses_the_rest(served: Served) -> None:
