@@ -3,6 +3,7 @@
 On a fake model whose batches take until a test lets them go; test_process.py has the real command and model.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -36,6 +37,7 @@ class Served:
         assert line, self.process.communicate()
         self.url = line.split()[0]
         self.pool = ThreadPoolExecutor(NUM_CLIENTS + 1)
+        self.first = self.children()
 
     def children(self) -> dict[str, int]:
         """Name -> process id of the children that are alive."""
@@ -48,6 +50,15 @@ class Served:
             if "openbei.server.child" in command and int(stat.rpartition(")")[2].split()[1]) == self.process.pid:
                 found[command[command.index("openbei.server.child") + 1]] = int(path.name)
         return found
+
+    def kill_all(self) -> None:
+        """The children too: where a test failed, they may have outlived the program."""
+        left = {*self.first.values(), *self.children().values()}
+        self.process.kill()
+        for pid in left:
+            with contextlib.suppress(OSError):
+                if "openbei.server.child" in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGKILL)
 
     def kill(self, name: str) -> None:
         os.kill(self.children()[name], signal.SIGKILL)
@@ -112,9 +123,8 @@ class Served:
 def served(tmp_path: Path) -> Iterator[Served]:
     served = Served(tmp_path)
     yield served
-    if served.process.poll() is None:
-        served.open()
-        served.process.kill()
+    served.open()
+    served.kill_all()
     served.process.communicate()
     served.pool.shutdown()
 
