@@ -13,8 +13,7 @@ from torch import bfloat16
 from openbei.engine.chat import Rendered
 from openbei.engine.pairs import PairTexts
 from openbei.errors import ModelError, UnsupportedModel, WeightsError
-from openbei.model.ops import openvino, torch
-from openbei.model.spec import Model, pack
+from openbei.model.spec import pack
 from openbei.weights.checkpoint import PairTemplate
 from openbei.weights.load import LoadOptions, load
 from tests import families, rerankers
@@ -37,14 +36,7 @@ def published(plain: Path) -> Path:
     return rerankers.as_cross_encoder(plain)
 
 
-def _run(backend: str, model: Model, ids: list[list[int]]) -> Any:
-    batch = pack(model.spec, ids)
-    if backend == "torch":
-        return torch.classify(model, batch)
-    return openvino.compile_model(model, oracles.OPTIONS, "labels").run(batch)
-
-
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("backend", oracles.BACKENDS)
 @pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen3", False), ("qwen2", False), ("gemma3", True)])
 def test_the_score_is_yes_less_no_after_the_last_token(family: str, tied: bool, backend: str, tmp_path: Path) -> None:
     judge = rerankers.language_model(family, tied)
@@ -52,7 +44,7 @@ def test_the_score_is_yes_less_no_after_the_last_token(family: str, tied: bool, 
     ids, _ = oracles.sequences(model, LENGTHS)
     assert (model.num_labels, model.pooling) == (1, "last_token")
     wanted = np.array(rerankers.verdicts(judge, ids), np.float32)[:, None]
-    assert oracles.error(_run(backend, model, ids), wanted) <= 1e-4
+    assert oracles.error(oracles.labels_of(backend, model)(pack(model.spec, ids)), wanted) <= 1e-4
 
 
 def _by_module(folder: Path) -> Path:
