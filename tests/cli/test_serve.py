@@ -36,6 +36,9 @@ EVERY_SERVER_FIELD: dict[str, Any] = {
     "payload_limit": 9,
     "cors_allow_origin": ("http://a", "http://b"),
     "json_output": True,
+    "default_route": "/embed",
+    "aip_predict_route": "/p",
+    "aip_health_route": "/h",
 }
 EVERY_FIELD = EVERY_ENGINE_FIELD | EVERY_SERVER_FIELD
 
