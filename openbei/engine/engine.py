@@ -84,13 +84,15 @@ class Engine(LocalCalls):
     ) -> Future[list[Tokenized]]:
         """Texts -> future of all their tokens, with the prompt of that name, or the default one, before each.
 
+        A default prompt that is an instruction in pairs stands before no text.
         Takes no permit. Raises at once EmptyInput, BatchTooLarge, UnknownPrompt, Unhealthy; the future fails with
         TooLong (characters), TokenizerFailed.
         """
         self._check_open()
         check_sizes(texts, self.config.max_client_batch_size)
         check_prompt(prompt_name, self.info)
-        prompt = (self._prompt if prompt_name is None else self.info.prompts[prompt_name]) or ""
+        default = "" if self.info.takes_instruction else self._prompt or ""
+        prompt = default if prompt_name is None else self.info.prompts[prompt_name]
         prompted = [prompt + text for text in texts]
         return self._tokenizers.submit(tokenized, self._tokenizer, prompted, add_special_tokens)
 

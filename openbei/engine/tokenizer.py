@@ -150,13 +150,24 @@ class Tokenizer:
             first, second = (self._shortened(index, side, truncation) for side in item)
             if self._pairs is None:
                 return first, second
-            return joined(first, second) if self._pairs.is_rendered(first) else self._pairs.text(first, second, prompt)
+            if self._pairs.is_rendered(first):
+                if truncation.max_second_tokens is not None:
+                    raise InvalidInput(f"input {index} is a prompt already: its document cannot be cut by itself")
+                return joined(first, second)
+            return self._pairs.text(first, self._head(second, truncation.max_second_tokens), prompt)
         if isinstance(item, Chat):
             item = self._rendered(index, item)
         if isinstance(item, Rendered):
             return Rendered(self._shortened(index, item, truncation))
         text = item if isinstance(item, str) else self._library.decode(list(item))
         return self._shortened(index, text if self._pairs else (prompt or "") + text, truncation)
+
+    def _head(self, text: str, max_tokens: int | None) -> str:
+        """A text -> what its first tokens stand for, of a pair that a template makes one text of."""
+        if max_tokens is None or not text:
+            return text
+        offsets = self._run([text], complete=True, with_offsets=True)[0].offsets
+        return text if len(offsets) <= max_tokens else text[: offsets[max_tokens - 1][1]]
 
     def _rendered(self, index: int, chat: Chat) -> Rendered:
         if self._chat_template is None:

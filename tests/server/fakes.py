@@ -88,6 +88,9 @@ class FakeEngine:
         self.refuse_with: BaseException | None = None  # what submit raises
         self.closed = False
 
+    def set_prompts(self, prompts: dict[str, str]) -> None:
+        self.info = replace(self.info, prompts=prompts)
+
     def submit(self, request: Request) -> Future[Result]:
         self.metrics.begun(request)
         self.requests.append(request)
@@ -136,7 +139,7 @@ class FakeEngine:
         self._refuse()
         check_sizes(texts, self.config.max_client_batch_size)
         check_prompt(prompt_name, self.info)
-        prompted = [INFO.prompts[prompt_name] + text if prompt_name else text for text in texts]
+        prompted = [self.info.prompts[prompt_name] + text if prompt_name else text for text in texts]
         most = INFO.max_input_length * MAX_CHARACTERS_PER_TOKEN
         error = errors.TooLong("too many characters") if max(map(len, prompted)) > most else None
         return self._done(

@@ -8,7 +8,6 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from openbei.engine.entities import Entity, find_entities
-from openbei.engine.finish import SMALLEST_NORM
 from openbei.engine.request import Chat, Input, Pair, Result, Token
 from openbei.errors import EmptyInput
 from openbei.server.answers import Compute, Outcome, best_first, measured, token_vectors, vectors
@@ -121,8 +120,11 @@ async def similarity(call: Call, body: SimilarityRequest) -> Outcome:
 
 def cosines(rows: NDArray[np.float32]) -> Any:
     """Vectors (1 + N, C) -> float32 (N,): the cosine of the first with each other, in float64; 0 beside a zero."""
-    unit = rows / np.maximum(np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True), SMALLEST_NORM)
-    return (unit[1:] @ unit[0]).astype(np.float32)
+    exact = rows.astype(np.float64)
+    norms = np.linalg.norm(exact, axis=1)
+    products = norms[1:] * norms[0]
+    dots = exact[1:] @ exact[0]
+    return np.divide(dots, products, out=np.zeros_like(dots), where=products > 0).astype(np.float32)
 
 
 def post(path: str, compute: Compute, summary: str, body: type, answer: Any) -> Route:
