@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
@@ -21,10 +21,11 @@ from openbei.config import ServerConfig
 from openbei.engine.request import Kind
 from openbei.errors import MethodNotAllowed, NotFound
 from openbei.server import docs
-from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed
+from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed, to_json
 from openbei.server.intake import check_key, read
 from openbei.server.route import Call, Route
 from openbei.server.routes import cohere, openai, platform, status, tei, tokens
+from openbei.wire.tei import TEIError
 
 if TYPE_CHECKING:
     from openbei.engine.engine import Engine
@@ -149,9 +150,21 @@ def with_request_id(app: ASGIApp) -> ASGIApp:
     return wrapped
 
 
+class Cors(CORSMiddleware):
+    """Starlette's, but a browser that is refused is told so in JSON, as everybody is."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """What a browser asked first -> whether it may go on."""
+        response = super().preflight_response(request_headers)
+        if response.status_code >= 400:
+            response.body = to_json(TEIError(bytes(response.body).decode(), "Validation"))
+            response.headers.update({"content-type": "application/json", "content-length": str(len(response.body))})
+        return response
+
+
 def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     """Browsers may call from these origins, or from any if none is named, with a key and with their SDK's headers."""
-    return CORSMiddleware(
+    return Cors(
         app,
         allow_origins=tuple(origins) or ("*",),
         allow_methods=("GET", "POST"),

@@ -66,19 +66,19 @@ async def read_bytes(http: HTTPRequest, limit_bytes: int) -> bytes:
     """The whole body; refused as soon as its header, or what has come in, is larger than the limit."""
     length = http.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > limit_bytes:
-        raise too_large(limit_bytes)
+        raise too_large(length, limit_bytes)
     chunks, size = [], 0
     async for chunk in http.stream():
         size += len(chunk)
         if size > limit_bytes:
-            raise too_large(limit_bytes)
+            raise too_large(f"at least {size}", limit_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-def too_large(limit_bytes: int) -> PayloadTooLarge:
+def too_large(size: str, limit_bytes: int) -> PayloadTooLarge:
     """The error for a body over the limit."""
-    return PayloadTooLarge(f"the body has more than {limit_bytes} bytes, the most that is read")
+    return PayloadTooLarge(f"the body has {size[:20]} bytes > maximum of {limit_bytes}")
 
 
 def decode(body: bytes, shape: Any) -> Any:

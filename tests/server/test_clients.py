@@ -136,7 +136,7 @@ def test_cohere_v2_embed(serve: Serve, v2: V2) -> None:
     assert engine.requests[1].options.truncation_direction == "left"
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the 'model_fields' attribute")  # the client's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the client's own, of pydantic
 def test_cohere_v1_embed_in_calls_of_its_own(serve: Serve, v1: V1) -> None:
     engine, address = serve()
     texts = [f"text {index}" for index in range(100)]
