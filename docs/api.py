@@ -22,7 +22,8 @@ Unknown fields are ignored, and null means the default. A request succeeds whole
 
 ## Routes
 
-"Key": asks for the API key where one is set. "Models": which kinds answer; others are refused with 424.
+"Key": asks for the API key where one is set. "Models": which kinds answer; others are refused with 424. A classifier of
+one label, such as a reward model, answers where rerankers do.
 
 {routes}
 
