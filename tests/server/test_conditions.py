@@ -1,7 +1,9 @@
 """Every route under every condition: the status, type and body that the one table of errors gives it."""
 
 import json
+from typing import Any
 
+import httpx
 import pytest
 
 from openbei import errors
@@ -33,6 +35,30 @@ def test_every_error_has_a_condition_and_every_route_a_row() -> None:
     assert {condition.error for condition in CONDITIONS.values()} == set(errors.ANSWERS)
     posts = {path for path, methods in paths().items() if "post" in methods}
     assert posts == set(ROWS)
+
+
+@pytest.mark.parametrize("path", ROWS)
+def test_what_is_not_known_is_ignored_and_null_is_the_default(path: str) -> None:
+    """Whatever a route describes beside what it requires may be null; any model may be named."""
+    row = ROWS[path]
+    wire = served(row.kind)
+    described = wire.get("/openapi.json").json()["paths"][path]["post"].get("requestBody")
+    optional: set[str] = set()
+    if described is not None:
+        name = described["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        schema = wire.get("/openapi.json").json()["components"]["schemas"][name]
+        optional = set(schema["properties"]) - set(row.body)
+    want = stable(wire.post(path, row.body))
+    extra = {"unknown": {"a": [1]}, "user_data": "x", "model": "any/name"}
+    assert stable(wire.post(path, {**extra, **dict.fromkeys(optional - {"model"}), **row.body})) == want
+    assert stable(wire.post(path, {**dict.fromkeys(optional), **row.body})) == want
+
+
+def stable(response: httpx.Response) -> Any:
+    """An answer, less the id that is made for it."""
+    assert response.status_code == 200, response.text
+    body = response.json()
+    return {name: value for name, value in body.items() if name != "id"} if isinstance(body, dict) else body
 
 
 MEGABYTE = b"x" * 1_000_000

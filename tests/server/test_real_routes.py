@@ -46,6 +46,14 @@ def test_every_route_gives_the_same_vectors(wire: Wire) -> None:
         assert np.abs(np.float32(rows) - want).max() <= 1e-5
 
 
+def test_states_of_tokens_do_not_depend_on_batch_mates(wire: Wire) -> None:
+    together = wire.post("/embed_all", {"inputs": TEXTS}).json()
+    for text, states in zip(TEXTS, together, strict=True):
+        (alone,) = wire.post("/embed_all", {"inputs": text}).json()
+        assert np.shape(alone) == np.shape(states)
+        assert np.abs(np.float32(alone) - np.float32(states)).max() <= 1e-5
+
+
 def test_similarities_are_cosines_of_those_vectors(wire: Wire) -> None:
     rows = embed(wire, TEXTS).astype(np.float64)
     body = {"inputs": {"source_sentence": TEXTS[0], "sentences": TEXTS}}

@@ -96,18 +96,15 @@ ROUTES = (
 
 def vertex_routes(config: ServerConfig) -> tuple[Route, ...]:
     """The routes of Vertex AI, at its own paths too where the environment names them."""
-    predict = ("/vertex", *filter(None, [config.aip_predict_route]))
-    health = tuple(filter(None, [config.aip_health_route]))
-    routes = (
-        Route(
-            path=predict,
-            handler=vertex,
-            summary="A list of bodies of other routes (Vertex AI)",
-            method="POST",
-            body=VertexRequest,
-            answer=VertexPredictions,
-            raises=INPUT_ERRORS,
-        ),
-        status.health_route(health),
+    predict = Route(
+        path=("/vertex", *filter(None, [config.aip_predict_route])),
+        handler=vertex,
+        summary="A list of bodies of other routes (Vertex AI)",
+        method="POST",
+        body=VertexRequest,
+        answer=VertexPredictions,
+        raises=INPUT_ERRORS,
     )
-    return routes if health else routes[:1]
+    if config.aip_health_route is None:
+        return (predict,)
+    return predict, status.health_route((config.aip_health_route,))
