@@ -60,12 +60,8 @@ async def vertex(call: Call, body: VertexRequest) -> Response:
     if len(body.instances) > limit:
         raise BatchTooLarge(f"batch size {len(body.instances)} > maximum allowed batch size {limit}")
     actions = [action(call, instance, index) for index, instance in enumerate(body.instances)]
-    tasks = [asyncio.ensure_future(compute(call, shaped)) for compute, shaped in actions]
-    try:
-        outcomes = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    # If one fails, its error is the answer; once that is sent, intake.answered drops what the others still wait for.
+    outcomes = await asyncio.gather(*(compute(call, shaped) for compute, shaped in actions))
     return json_answer(VertexPredictions([value for value, _ in outcomes]))
 
 
