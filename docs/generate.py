@@ -77,7 +77,8 @@ def _option(option: click.Option, context: click.Context) -> str:
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
     extra = option.get_help_extra(context)
     default = f"`{extra['default']}`" if "default" in extra else ""
-    variable = f"`{option.envvar}`" if option.envvar else ""
+    variables = [option.envvar] if isinstance(option.envvar, str) else option.envvar or []
+    variable = ", ".join(f"`{name}`" for name in variables)
     choices = " / ".join(option.type.choices) if isinstance(option.type, click.Choice) else ""
     meaning = f"{option.help} ({choices})" if choices else option.help
     return f"| {names} | {variable} | {default} | {meaning} |"
