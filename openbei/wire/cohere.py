@@ -3,20 +3,20 @@
 Owns the public shapes, which are at once the validation and the OpenAPI schema; never touches HTTP or engines.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from openbei.errors import InvalidInput
+from openbei.errors import InvalidInput, MalformedBody
 from openbei.wire.inputs import Count
 from openbei.wire.openai import Usage
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 Positive = Annotated[int, Meta(ge=1)]
-Document = str | dict[str, Any]
+Document = str | dict[str, msgspec.Raw]  # raw, so that an answer repeats what was sent, digit for digit
 Model = Annotated[str | None, Meta(description="Any name; it is not checked.")]
 
 
@@ -172,7 +172,7 @@ class CohereError:
 def as_documents(documents: Sequence[Document], rank_fields: Sequence[str] | None) -> list[str]:
     """Documents -> their texts; of an object the values of rank_fields, or of `text`, a line each.
 
-    Raises InvalidInput where an object lacks one of them as text.
+    Raises InvalidInput where an object lacks one of them as text, MalformedBody where that text is no Unicode.
     """
     keys = ["text"] if rank_fields is None else rank_fields
     return [
@@ -181,14 +181,16 @@ def as_documents(documents: Sequence[Document], rank_fields: Sequence[str] | Non
     ]
 
 
-def text_under(key: str, document: dict[str, Any], index: int) -> str:
-    """One value of an object. Raises InvalidInput."""
-    value = document.get(key)
-    if not isinstance(value, str):
+def text_under(key: str, document: Mapping[str, msgspec.Raw], index: int) -> str:
+    """One value of an object. Raises InvalidInput, MalformedBody."""
+    try:
+        return msgspec.json.decode(document[key], type=str)
+    except (KeyError, msgspec.ValidationError):
         raise InvalidInput(
             f"a document that is no text must hold one under every rank field - at `$.documents[{index}]`"
-        )
-    return value
+        ) from None
+    except msgspec.DecodeError as error:
+        raise MalformedBody(f"the body is not JSON: {error}") from None
 
 
 def as_inputs(request: EmbedRequest) -> list[str]:

@@ -91,6 +91,20 @@ def test_documents_that_are_objects(path: str) -> None:
     assert wire.engine.requests[1].inputs == [Pair("q", "b\na"), Pair("q", "c")]
 
 
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "-0.10", "1e999", '"\\u00e9"', "[{}, null]"])
+def test_a_document_is_repeated_as_it_was_sent(value: str) -> None:
+    document = f'{{"n":{value},"text":"a"}}'
+    body = f'{{"query": "q", "documents": [{document}]}}'.encode()
+    response = wire_of("reranker").post("/v1/rerank", body)
+    assert f'"document":{document}' in response.text
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "{", '"'])
+def test_a_document_that_is_no_json(value: str) -> None:
+    body = f'{{"query": "q", "documents": [{{"text": {value}}}]}}'.encode()
+    assert error(wire_of("reranker").post("/v1/rerank", body)) == (400, None)
+
+
 def test_what_cohere_may_send_beside_is_ignored() -> None:
     extra = {"max_chunks_per_doc": 10, "priority": 5, "relevant_spans": {}, "truncation": None, "max_tokens_per_doc": 7}
     wire = wire_of("reranker")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from openbei.engine.request import EngineInfo, Options, Pair, Result
@@ -16,6 +17,7 @@ from openbei.server.route import INPUT_ERRORS, Call, Route
 from openbei.wire.cohere import (
     AnswerMeta,
     ApiVersion,
+    Document,
     Embedded,
     EmbeddingType,
     EmbedRequest,
@@ -75,9 +77,11 @@ async def rerank(call: Call, body: RerankV1Request | RerankV2Request, version: V
     return answer, result
 
 
-def as_object(document: str | dict[str, Any]) -> dict[str, Any]:
+def as_object(document: Document) -> dict[str, Any]:
     """A document as answers repeat it."""
-    return {"text": document} if isinstance(document, str) else document
+    if isinstance(document, str):
+        return {"text": document}
+    return {name: orjson.Fragment(bytes(value)) for name, value in document.items()}
 
 
 async def embed_v1(call: Call, body: EmbedV1Request) -> Outcome:
