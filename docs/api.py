@@ -109,15 +109,20 @@ NAMES = {"tei": "TEI, BEI", "openai": "OpenAI", "cohere": "Cohere, Jina"}
 
 def api_page() -> str:
     """The app and the tests' data -> docs/api.md."""
-    logging.getLogger("openbei.server").setLevel(logging.CRITICAL)  # the bug that is asked for is no news
-    return HEAD.format(
-        routes=_routes(),
-        gateway="\n".join(f"| {asked} | {served} |" for asked, served in GATEWAY),
-        bodies="\n".join(_body(dialect) for dialect in DIALECTS),
-        conditions="\n".join(_condition(name) for name in CONDITIONS),
-        matrix=_matrix(),
-        differences="\n".join(_row(row) for row in DIFFERENCES),
-    )
+    logger = logging.getLogger("openbei.server")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # the bug that is asked for is no news
+    try:
+        return HEAD.format(
+            routes=_routes(),
+            gateway="\n".join(f"| {asked} | {served} |" for asked, served in GATEWAY),
+            bodies="\n".join(_body(dialect) for dialect in DIALECTS),
+            conditions="\n".join(_condition(name) for name in CONDITIONS),
+            matrix=_matrix(),
+            differences="\n".join(_row(row) for row in DIFFERENCES),
+        )
+    finally:
+        logger.setLevel(level)
 
 
 def _row(cells: Sequence[str]) -> str:
