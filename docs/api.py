@@ -144,7 +144,7 @@ def _route(method: str, path: str, entry: dict[str, Any]) -> str:
 
 
 def _answers(path: str, kind: Any) -> bool:
-    return Wire(FakeEngine(kind)).post(path, ROWS[path].body).status_code != 424
+    return bool(Wire(FakeEngine(kind)).post(path, ROWS[path].body).status_code != 424)
 
 
 def _body(dialect: str) -> str:
