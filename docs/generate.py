@@ -1,5 +1,6 @@
 """The pages that the code can write: docs/cli.md from the commands' own options, docs/metrics.md from the metrics,
-docs/models.md (by models.py) from the families, the tests' tables and docs/models.toml.
+docs/models.md (by models.py) from the families, the tests' tables and docs/models.toml, docs/api.md (by api.py) from
+the app's routes and what they answer.
 
 python docs/generate.py            # writes them
 python docs/generate.py --check    # exit 1 if one is stale
@@ -76,7 +77,8 @@ def _option(option: click.Option, context: click.Context) -> str:
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
     extra = option.get_help_extra(context)
     default = f"`{extra['default']}`" if "default" in extra else ""
-    variable = f"`{option.envvar}`" if option.envvar else ""
+    variables = [option.envvar] if isinstance(option.envvar, str) else option.envvar or []
+    variable = ", ".join(f"`{name}`" for name in variables)
     choices = " / ".join(option.type.choices) if isinstance(option.type, click.Choice) else ""
     meaning = f"{option.help} ({choices})" if choices else option.help
     return f"| {names} | {variable} | {default} | {meaning} |"
@@ -102,7 +104,20 @@ def models_page() -> str:
     return models.models_page()
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "metrics.md": metrics_page, "models.md": models_page}
+def api_page() -> str:
+    """The app's answers, by api.py -> docs/api.md."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # it asks with the tests' engine
+    import api
+
+    return api.api_page()
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "api.md": api_page,
+    "cli.md": cli_page,
+    "metrics.md": metrics_page,
+    "models.md": models_page,
+}
 
 
 def generate(check: bool) -> int:

@@ -13,6 +13,7 @@ from openbei.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16", "bf16", "fp16", "fp8"]
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+DefaultRoute = Literal["/v1/embeddings", "/embed", "/predict", "/rerank", "/predict_tokens"]
 PoolingFlag = Literal["cls", "mean", "last-token"]
 
 
@@ -64,11 +65,18 @@ class ServerConfig:
     payload_limit: int = _flag(32_000_000, "Bytes in one request body", minimum=1)
     cors_allow_origin: tuple[str, ...] = _flag((), "Origin allowed by CORS, repeatable; any if not set")
     json_output: bool = _flag(False, "Write the log as JSON lines")
+    default_route: DefaultRoute | None = _flag(None, "What BEI's /environments/ENV/predict means; by model if not set")
+    aip_predict_route: str | None = _flag(None, "Path of Vertex AI's predictions, beside /vertex")
+    aip_health_route: str | None = _flag(None, "Path of Vertex AI's health checks, beside /health")
 
     def __post_init__(self) -> None:
         _check(self)
         if self.port > 65535:
             raise ConfigError(f"port must be at most 65535, got {self.port}")
+        for name in ("aip_predict_route", "aip_health_route"):
+            path = getattr(self, name)
+            if path is not None and not path.startswith("/"):
+                raise ConfigError(f"{name} must begin with /, got {path}")
 
 
 def _check(config: EngineConfig | ServerConfig) -> None:

@@ -51,7 +51,10 @@ class HostnameOption(click.Option):
             return None
 
 
-SPECIAL: dict[str, dict[str, Any]] = {"hostname": {"cls": HostnameOption, "type": IpAddress()}}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "hostname": {"cls": HostnameOption, "type": IpAddress()},
+    "port": {"envvar": ("PORT", "AIP_HTTP_PORT")},  # the second is Vertex AI's; the first that is set counts
+}
 
 
 class ConfigCommand(click.Command):

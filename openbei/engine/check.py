@@ -4,6 +4,8 @@ Also whether tokenizer and model fit. Owns the checks of inputs and options agai
 tokens, permits or threads.
 """
 
+from collections.abc import Sequence
+
 from openbei.engine.request import Chat, EngineInfo, Input, Kind, Pair, Request, num_characters
 from openbei.errors import BatchTooLarge, EmptyInput, InvalidInput, ModelError, UnknownPrompt, WrongTask
 
@@ -25,23 +27,41 @@ def check(request: Request, info: EngineInfo, max_inputs: int) -> None:
             f"the model is {MODELS[info.kind]}{f' of {len(info.labels)} labels' if info.labels else ''}: "
             f"it can {' and '.join(info.tasks)}, but not {request.task}"
         )
-    if len(inputs) > max_inputs:
-        raise BatchTooLarge(f"batch size {len(inputs)} > maximum allowed batch size {max_inputs}")
-    for index, item in enumerate(inputs):
-        if not num_characters(item):
-            raise EmptyInput(f"input {index} is empty")
+    check_sizes(inputs, max_inputs)
     check_options(request, info)
     for item in inputs:
         check_input(item, request, info)
 
 
+def check_sizes(inputs: Sequence[Input], max_inputs: int) -> None:
+    """Raise EmptyInput or BatchTooLarge for too few inputs, too many, or one of nothing."""
+    if not len(inputs):
+        raise EmptyInput("inputs must not be empty")
+    if len(inputs) > max_inputs:
+        raise BatchTooLarge(f"batch size {len(inputs)} > maximum allowed batch size {max_inputs}")
+    for index, item in enumerate(inputs):
+        if not num_characters(item):
+            raise EmptyInput(f"input {index} is empty")
+
+
 def check_options(request: Request, info: EngineInfo) -> None:
     """Raise InvalidInput or UnknownPrompt for options that this model does not have."""
-    dimensions, name = request.options.dimensions, request.options.prompt_name
+    dimensions = request.options.dimensions
     if dimensions is not None and not 1 <= dimensions <= info.embedding_dim:
         raise InvalidInput(f"dimensions must be 1 to {info.embedding_dim}, got {dimensions}")
+    check_prompt(request.options.prompt_name, info)
+
+
+def check_prompt(name: str | None, info: EngineInfo) -> None:
+    """Raise UnknownPrompt if the model has no prompt of that name."""
     if name is not None and name not in info.prompts:
         raise UnknownPrompt(f"prompt_name is none of the model's prompts: {sorted(info.prompts)}")
+
+
+def check_ids(ids: Sequence[int], info: EngineInfo) -> None:
+    """Raise InvalidInput for an id that the model has no token for."""
+    if max(ids) >= info.vocab_size:
+        raise InvalidInput(f"token id {max(ids)} >= vocabulary size {info.vocab_size}")
 
 
 def check_input(item: Input, request: Request, info: EngineInfo) -> None:
@@ -54,8 +74,8 @@ def check_input(item: Input, request: Request, info: EngineInfo) -> None:
     takes_none = by_token or isinstance(item, Chat) or (isinstance(item, Pair) and not info.takes_instruction)
     if request.options.prompt_name is not None and takes_none:
         raise UnknownPrompt("a pair of texts or a chat takes no prompt_name, and neither does classify_tokens")
-    if not isinstance(item, str | Pair | Chat) and max(item) >= info.vocab_size:
-        raise InvalidInput(f"token id {max(item)} >= vocabulary size {info.vocab_size}")
+    if not isinstance(item, str | Pair | Chat):
+        check_ids(item, info)
 
 
 def check_vocabulary(num_tokens: int, num_rows: int) -> None:

@@ -6,21 +6,21 @@ Answer to a Result; never touches HTTP, JSON, batches or executors. The core may
 
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Self
 
 from openbei.engine.admission import Status
-from openbei.engine.check import check, check_vocabulary
+from openbei.engine.check import check, check_ids, check_prompt, check_sizes, check_vocabulary
 from openbei.engine.job import Answer, Core, Job
 from openbei.engine.local import LocalCalls
 from openbei.engine.metrics import Metrics
 from openbei.engine.pending import Pending
-from openbei.engine.request import Chat, Request, Result, Task, num_characters
+from openbei.engine.request import Chat, Request, Result, Task, Tokenized, num_characters
 from openbei.engine.settle import Served
 from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
-from openbei.engine.tokens import tokens_of
-from openbei.errors import RequestError
+from openbei.engine.tokens import tokenized, tokens_of
+from openbei.errors import RequestError, Unhealthy
 from openbei.model.spec import Output
 
 Clock = Callable[[], float]
@@ -79,6 +79,35 @@ class Engine(LocalCalls):
             self._tokenizers.submit(self._compute, pending, wait)
         return pending.future
 
+    def tokenize(
+        self, texts: Sequence[str], add_special_tokens: bool = True, prompt_name: str | None = None
+    ) -> Future[list[Tokenized]]:
+        """Texts -> future of all their tokens, with the prompt of that name, or the default one, before each.
+
+        A default prompt that is an instruction in pairs stands before no text.
+        Takes no permit. Raises at once EmptyInput, BatchTooLarge, UnknownPrompt, Unhealthy; the future fails with
+        TooLong (characters), TokenizerFailed.
+        """
+        self._check_open()
+        check_sizes(texts, self.config.max_client_batch_size)
+        check_prompt(prompt_name, self.info)
+        default = "" if self.info.takes_instruction else self._prompt or ""
+        prompt = default if prompt_name is None else self.info.prompts[prompt_name]
+        prompted = [prompt + text for text in texts]
+        return self._tokenizers.submit(tokenized, self._tokenizer, prompted, add_special_tokens)
+
+    def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> Future[list[str]]:
+        """Id lists -> future of their texts. Takes no permit. Raises at once as tokenize, and InvalidInput."""
+        self._check_open()
+        check_sizes(ids, self.config.max_client_batch_size)
+        for one in ids:
+            check_ids(one, self.info)
+        return self._tokenizers.submit(self._tokenizer.decode, ids, skip_special_tokens)
+
+    def _check_open(self) -> None:
+        if self.status == "draining":
+            raise Unhealthy("unhealthy: draining")
+
     def drain(self) -> None:
         """Admit nothing more; what was admitted is still answered."""
         self._core.admission.drain()
@@ -119,7 +148,7 @@ class Engine(LocalCalls):
     def _encode(self, pending: Pending) -> list[Encoded]:
         inputs, options = pending.request.inputs, pending.request.options
         enabled = self.config.auto_truncate if options.truncate is None else options.truncate
-        truncation = Truncation(enabled, options.truncation_direction)
+        truncation = Truncation(enabled, options.truncation_direction, options.max_tokens, options.max_second_tokens)
         if pending.request.task == "classify_tokens":  # its offsets are into the bare text, so no prompt
             encoded = self._tokenizer.encode(inputs, truncation, None, with_offsets=True)
             pending.tokens = [

@@ -55,6 +55,8 @@ class Options:
     prompt_name: key of the model's prompts, None for the server's default prompt, if any.
     normalize: L2 norm 1. dimensions: keep the first N values, before normalising.
     raw_scores: logits as they are, instead of the scores that the model's activation makes of them.
+    max_tokens: an input's limit, where below the model's own. max_second_tokens: that of a pair's second text, which is
+    always cut to it, at its end.
     """
 
     truncate: bool | None = None
@@ -63,6 +65,8 @@ class Options:
     normalize: bool = True
     dimensions: int | None = None
     raw_scores: bool = False
+    max_tokens: int | None = None
+    max_second_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,14 @@ class Token:
     end: int
     special: bool
     continues: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A text, with the prompt that was put before it, and all its tokens."""
+
+    text: str
+    tokens: list[Token]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,16 @@ Text = str | tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """Whether a text that is too long is cut, and at which end."""
+    """Whether a text that is too long is cut, and at which end.
+
+    max_tokens: a limit below the model's own. max_second_tokens: a pair's second text is cut to so many at its end,
+    whether or not the pair is too long.
+    """
 
     enabled: bool
     direction: Direction = "right"
+    max_tokens: int | None = None
+    max_second_tokens: int | None = None
 
 
 class Encoded(NamedTuple):
@@ -74,6 +80,7 @@ class Tokenizer:
         _add_tokens(self._library, text)
         _set_edges(self._library, text)
         self.max_length = text.max_length
+        self._max_characters = MAX_CHARACTERS_PER_TOKEN * text.max_length
         self.vocab_size = self._library.get_vocab_size()
         self.marks_subwords = bool(getattr(self._library.model, "continuing_subword_prefix", None))  # "##", or none
         self.unknown = text.special_tokens.get("unk_token")
@@ -112,6 +119,28 @@ class Tokenizer:
             for i, item in enumerate(inputs)
         ]
 
+    def encode_whole(self, texts: Sequence[str], add_special_tokens: bool) -> list[Encoded]:
+        """Texts -> all their tokens with offsets, however many; the special tokens as encode, or none.
+
+        Raises TooLong for more characters than encode would read, TokenizerFailed, InvalidInput.
+        """
+        for index, text in enumerate(texts):
+            if len(text) > self._max_characters:
+                raise TooLong(f"input {index} has {len(text)} characters > maximum of {self._max_characters}")
+        complete = [not add_special_tokens or self._is_complete(text) for text in texts]
+        encodings = [self._run([text], whole, True)[0] for text, whole in zip(texts, complete, strict=True)]
+        return [
+            Encoded(one.ids, offsets=one.offsets, special=[side is None for side in one.sequence_ids])
+            for one in encodings
+        ]
+
+    def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        """Id lists -> their texts. Raises TokenizerFailed."""
+        try:
+            return self._library.decode_batch([list(one) for one in ids], skip_special_tokens=skip_special_tokens)
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerFailed(f"tokenizer failed: {error}") from error
+
     def names(self, ids: Sequence[int]) -> list[str]:
         """Token ids -> the vocabulary's own strings, such as "[CLS]" or "##ing"; "" for an id without one."""
         return [self._library.id_to_token(token) or "" for token in ids]
@@ -121,13 +150,24 @@ class Tokenizer:
             first, second = (self._shortened(index, side, truncation) for side in item)
             if self._pairs is None:
                 return first, second
-            return joined(first, second) if self._pairs.is_rendered(first) else self._pairs.text(first, second, prompt)
+            if self._pairs.is_rendered(first):
+                if truncation.max_second_tokens is not None:
+                    raise InvalidInput(f"input {index} is a prompt already: its document cannot be cut by itself")
+                return joined(first, second)
+            return self._pairs.text(first, self._head(second, truncation.max_second_tokens), prompt)
         if isinstance(item, Chat):
             item = self._rendered(index, item)
         if isinstance(item, Rendered):
             return Rendered(self._shortened(index, item, truncation))
         text = item if isinstance(item, str) else self._library.decode(list(item))
         return self._shortened(index, text if self._pairs else (prompt or "") + text, truncation)
+
+    def _head(self, text: str, max_tokens: int | None) -> str:
+        """A text -> what its first tokens stand for, of a pair that a template makes one text of."""
+        if max_tokens is None or not text:
+            return text
+        offsets = self._run([text], complete=True, with_offsets=True)[0].offsets
+        return text if len(offsets) <= max_tokens else text[: offsets[max_tokens - 1][1]]
 
     def _rendered(self, index: int, chat: Chat) -> Rendered:
         if self._chat_template is None:
@@ -136,7 +176,7 @@ class Tokenizer:
 
     def _shortened(self, index: int, text: str, truncation: Truncation) -> str:
         """Text -> what of it may still matter after the cut, so that megabytes are not tokenised for a few tokens."""
-        limit = MAX_CHARACTERS_PER_TOKEN * self.max_length
+        limit = self._max_characters
         if len(text) <= limit:
             return text
         if not truncation.enabled:
@@ -181,35 +221,42 @@ class Tokenizer:
             encoding.offsets if asked.offsets else None,
             [side is None for side in encoding.sequence_ids] if asked.offsets else None,
         )
-        if len(rows[0]) <= self.max_length:
+        if len(rows[0]) <= self._limit(truncation) and truncation.max_second_tokens is None:
             return Encoded(*rows)
-        self._refuse_long(index, len(rows[0]), truncation)
         head, tail = asked.ends
         sides = [None] * head + encoding.sequence_ids[head : len(rows[0]) - tail] + [None] * tail
-        kept = self._kept(index, sides, truncation.direction)
+        kept = self._kept(index, sides, truncation)
         return Encoded(*(row and [row[i] for i in kept] for row in rows))  # type: ignore[arg-type]
 
-    def _kept(self, index: int, sides: Sequence[int | None], direction: Direction) -> list[int]:
-        """Side of each token (0, 1, or None: special) -> positions that stay: every special, and max_length in all."""
+    def _limit(self, truncation: Truncation) -> int:
+        return self.max_length if truncation.max_tokens is None else min(self.max_length, truncation.max_tokens)
+
+    def _kept(self, index: int, sides: Sequence[int | None], truncation: Truncation) -> list[int]:
+        """Side of each token (0, 1, or None: special) -> positions that stay: every special, and the limit in all."""
         first, second = ([i for i, side in enumerate(sides) if side == wanted] for wanted in (0, 1))
+        second = second[: truncation.max_second_tokens]
         specials = [i for i, side in enumerate(sides) if side is None]
-        room = self.max_length - len(specials)
-        if room < 1:
-            raise TooLong(
-                f"input {index} needs {len(specials)} special tokens; the maximum is {self.max_length} in all"
-            )
-        num_first, num_second = longest_first(len(first), len(second), room)
-        return sorted([*specials, *_end(first, num_first, direction), *_end(second, num_second, direction)])
+        limit, length = self._limit(truncation), len(first) + len(second) + len(specials)
+        if length > limit:
+            self._refuse_long(index, length, truncation)
+            room = limit - len(specials)
+            if room < 1:
+                raise TooLong(f"input {index} needs {len(specials)} special tokens; the maximum is {limit} in all")
+            num_first, num_second = longest_first(len(first), len(second), room)
+            first, second = _end(first, num_first, truncation.direction), _end(second, num_second, truncation.direction)
+        return sorted([*specials, *first, *second])
 
     def _cut_ids(self, index: int, ids: list[int], truncation: Truncation) -> list[int]:
-        if len(ids) <= self.max_length:
+        limit = self._limit(truncation)
+        if len(ids) <= limit:
             return ids
         self._refuse_long(index, len(ids), truncation)
-        return _end(ids, self.max_length, truncation.direction)
+        return _end(ids, limit, truncation.direction)
 
     def _refuse_long(self, index: int, length: int, truncation: Truncation) -> None:
         if not truncation.enabled:
-            raise TooLong(f"input {index} has {length} tokens > maximum of {self.max_length}; set truncate to cut it")
+            limit = self._limit(truncation)
+            raise TooLong(f"input {index} has {length} tokens > maximum of {limit}; set truncate to cut it")
 
 
 def longest_first(num_first: int, num_second: int, room: int) -> tuple[int, int]:

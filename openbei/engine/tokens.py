@@ -3,8 +3,17 @@
 Owns the reading of offsets and of sub-word marks; never touches labels or batches.
 """
 
-from openbei.engine.request import Token
+from collections.abc import Sequence
+
+from openbei.engine.request import Token, Tokenized
 from openbei.engine.tokenizer import MAX_CHARACTERS_PER_TOKEN, Encoded, Tokenizer, Truncation
+
+
+def tokenized(tokenizer: Tokenizer, texts: Sequence[str], add_special_tokens: bool) -> list[Tokenized]:
+    """Texts -> each with all its tokens. Raises TooLong, TokenizerFailed."""
+    encoded = tokenizer.encode_whole(texts, add_special_tokens)
+    whole = Truncation(enabled=False)
+    return [Tokenized(text, tokens_of(text, one, tokenizer, whole)) for text, one in zip(texts, encoded, strict=True)]
 
 
 def tokens_of(text: str, encoded: Encoded, tokenizer: Tokenizer, truncation: Truncation) -> list[Token]:

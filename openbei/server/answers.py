@@ -3,8 +3,11 @@
 Owns status codes and response headers; never touches what was asked or how it was computed.
 """
 
+import base64
 import logging
 import time
+import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,8 @@ from starlette.responses import Response
 
 from openbei import errors
 from openbei.engine.request import Result
-from openbei.server.route import Call, Dialect
+from openbei.server.route import Call, Dialect, Handler
+from openbei.wire.cohere import CohereError
 from openbei.wire.openai import OpenAIError
 from openbei.wire.tei import TEIError
 
@@ -33,6 +37,19 @@ COMPUTE_HEADERS = (
     "x-queue-time",
     "x-inference-time",
 )
+
+Outcome = tuple[Any, Result]  # what to write, and what it cost
+Compute = Callable[[Call, Any], Awaitable[Outcome]]
+
+
+def measured(compute: Compute) -> Handler:
+    """What computes an answer -> a handler that writes it as JSON, with the headers that tell what it cost."""
+
+    async def handler(call: Call, body: Any) -> Response:
+        value, result = await compute(call, body)
+        return json_answer(value, headers=computed(call, result))
+
+    return handler
 
 
 def to_json(value: Any) -> bytes:
@@ -60,6 +77,11 @@ def best_first(scores: NDArray[np.float32]) -> list[int]:
     return [int(place) for place in np.argsort(scores, kind="stable")[::-1]]
 
 
+def base64_rows(rows: NDArray[np.float32]) -> list[str]:
+    """Float32 rows (N, C) -> base64 of each one's little-endian bytes."""
+    return [base64.b64encode(row).decode("ascii") for row in rows.astype("<f4", copy=False)]
+
+
 def computed(call: Call, result: Result) -> dict[str, str]:
     """The headers that tell what an answer cost: whole milliseconds, rounded down."""
     times, usage = result.timings, result.usage
@@ -84,12 +106,14 @@ def failed(error: Exception, dialect: Dialect) -> Response:
     if bug:
         logger.error("internal error", exc_info=error)
     message = "internal error" if bug else str(error)
-    body: OpenAIError | TEIError = (
-        OpenAIError(message=message, code=row.status, type=row.type)
-        if dialect == "openai"
-        else TEIError(message, row.type)
-    )
-    return json_answer(body, row.status, error_headers(error))
+    return json_answer(ERROR_BODIES[dialect](message, row), row.status, error_headers(error))
+
+
+ERROR_BODIES: dict[Dialect, Callable[[str, errors.Answer], Any]] = {
+    "tei": lambda message, row: TEIError(message, row.type),
+    "openai": lambda message, row: OpenAIError(message=message, code=row.status, type=row.type),
+    "cohere": lambda message, _: CohereError(str(uuid.uuid4()), message, message),
+}
 
 
 def error_headers(error: Exception) -> dict[str, str]:

@@ -4,12 +4,13 @@ Owns dispatch, request ids and CORS; knows no server program, no dialect and no 
 """
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
@@ -17,18 +18,29 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openbei.config import ServerConfig
+from openbei.engine.request import Kind
 from openbei.errors import MethodNotAllowed, NotFound
 from openbei.server import docs
-from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed
+from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed, to_json
 from openbei.server.intake import check_key, read
 from openbei.server.route import Call, Route
-from openbei.server.routes import openai, status, tei
+from openbei.server.routes import cohere, openai, platform, status, tei, tokens
+from openbei.wire.tei import TEIError
 
 if TYPE_CHECKING:
     from openbei.engine.engine import Engine
 
 logger = logging.getLogger("openbei.server")
 
+GATEWAY = r"/(?:environments/[^/]+|deployment/[^/]+|development|production)"
+GATEWAY_PREFIX = re.compile(rf"(?:{GATEWAY})?/sync(?=/)")
+GATEWAY_DEFAULT = re.compile(rf"{GATEWAY}/predict")
+DEFAULT_ROUTES: dict[Kind, str] = {
+    "embedding": "/v1/embeddings",
+    "classifier": "/predict",
+    "reranker": "/rerank",
+    "token_classifier": "/predict_tokens",
+}
 REQUEST_ID = "x-request-id"
 CUSTOMER_REQUEST_ID = "x-baseten-customer-request-id"
 EXPOSED_HEADERS = (*COMPUTE_HEADERS, "retry-after", REQUEST_ID, CUSTOMER_REQUEST_ID)
@@ -36,16 +48,30 @@ EXPOSED_HEADERS = (*COMPUTE_HEADERS, "retry-after", REQUEST_ID, CUSTOMER_REQUEST
 
 def create_app(engine: "Engine", config: ServerConfig) -> ASGIApp:
     """Engine -> an ASGI app that serves it; HTTP only, it has no start or stop of its own."""
-    routes = (*openai.ROUTES, *tei.ROUTES, *status.ROUTES)
+    default_route = config.default_route or DEFAULT_ROUTES[engine.info.kind]
+    own = (*openai.ROUTES, *tei.ROUTES, *cohere.ROUTES, *tokens.ROUTES, *platform.ROUTES, *status.ROUTES)
+    routes = (*platform.vertex_routes(config), *own)
     table = Table((*routes, *docs.routes(routes)))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        call = Call(engine, config, HTTPRequest(scope, receive), time.monotonic())
+        path = served_path(scope["path"], default_route)
+        call = Call(engine, config, HTTPRequest(scope, receive), path, time.monotonic())
         response = await respond(call, table)
         log(call, response.status_code)
         await response(scope, receive, send)
 
     return with_request_id(with_cors(app, config.cors_allow_origin))
+
+
+def served_path(path: str, default_route: str) -> str:
+    """A path as BEI's gateway is asked for it -> the path that is served; any other path is itself.
+
+    The prefix counts once. What a model's own `predict` means, without `sync`, is the default route.
+    """
+    if GATEWAY_DEFAULT.fullmatch(path):
+        return default_route
+    prefix = GATEWAY_PREFIX.match(path)
+    return path[prefix.end() :] if prefix else path
 
 
 class Table:
@@ -68,7 +94,7 @@ class Table:
 
 async def respond(call: Call, table: Table) -> Response:
     """A call -> its answer; every exception becomes one, in the dialect of the path."""
-    routes = table.find(call.http.scope["path"])
+    routes = table.find(call.path)
     try:
         if not routes:
             raise NotFound("no such path")
@@ -124,9 +150,21 @@ def with_request_id(app: ASGIApp) -> ASGIApp:
     return wrapped
 
 
+class Cors(CORSMiddleware):
+    """Starlette's, but a browser that is refused is told so in JSON, as everybody is."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """What a browser asked first -> whether it may go on."""
+        response = super().preflight_response(request_headers)
+        if response.status_code >= 400:
+            response.body = to_json(TEIError(bytes(response.body).decode(), "Validation"))
+            response.headers.update({"content-type": "application/json", "content-length": str(len(response.body))})
+        return response
+
+
 def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     """Browsers may call from these origins, or from any if none is named, with a key and with their SDK's headers."""
-    return CORSMiddleware(
+    return Cors(
         app,
         allow_origins=tuple(origins) or ("*",),
         allow_methods=("GET", "POST"),

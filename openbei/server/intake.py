@@ -9,8 +9,9 @@ import functools
 import hmac
 import re
 import time
+import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -65,19 +66,19 @@ async def read_bytes(http: HTTPRequest, limit_bytes: int) -> bytes:
     """The whole body; refused as soon as its header, or what has come in, is larger than the limit."""
     length = http.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > limit_bytes:
-        raise too_large(limit_bytes)
+        raise too_large(length, limit_bytes)
     chunks, size = [], 0
     async for chunk in http.stream():
         size += len(chunk)
         if size > limit_bytes:
-            raise too_large(limit_bytes)
+            raise too_large(f"at least {size}", limit_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-def too_large(limit_bytes: int) -> PayloadTooLarge:
+def too_large(size: str, limit_bytes: int) -> PayloadTooLarge:
     """The error for a body over the limit."""
-    return PayloadTooLarge(f"the body has more than {limit_bytes} bytes, the most that is read")
+    return PayloadTooLarge(f"the body has {size[:20]} bytes > maximum of {limit_bytes}")
 
 
 def decode(body: bytes, shape: Any) -> Any:
@@ -108,14 +109,21 @@ def explain(error: msgspec.ValidationError, shape: Any) -> str:
     message = str(error)
     if not message.startswith("Invalid enum value"):
         return message
-    field = message.rpartition("`$.")[2].rstrip("`")
-    allowed = [value for kind in variants(get_type_hints(shape)[field]) for value in get_args(kind)]
-    return f"Expected one of {', '.join(map(repr, allowed))} - at `$.{field}`"
+    path = message.rpartition("`")[0].rpartition("`$")[2]
+    allowed = literals(shape, re.findall(r"\[[^]]*\]|\w+", path))
+    return f"Expected one of {', '.join(map(repr, allowed))} - at `${path}`"
 
 
-def variants(hint: Any) -> list[Any]:
-    """The Literal types of a field's type."""
-    return [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
+def literals(hint: Any, path: Sequence[str]) -> list[Any]:
+    """A type, and a path below it -> the values of the Literal types there. Steps are field names, or as "[0]"."""
+    kinds = get_args(hint) if get_origin(hint) in {Union, types.UnionType} else (hint,)
+    if not path:
+        return [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+    if path[0].startswith("["):
+        below = [get_args(kind)[0] for kind in kinds if get_origin(kind) is list]
+    else:
+        below = [get_type_hints(kind)[path[0]] for kind in kinds if path[0] in getattr(kind, "__struct_fields__", ())]
+    return [value for kind in below for value in literals(kind, path[1:])]
 
 
 def deadline_s(headers: Mapping[str, str], arrived_s: float) -> float | None:
@@ -141,12 +149,12 @@ def milliseconds(text: str) -> float | None:
 
 def engine_request(call: Call, inputs: Sequence[Input], body: CutOptions, task: Task = "embed") -> Request:
     """A batch and the options that its body holds -> the engine's Request."""
-    return Request(
-        inputs=inputs,
-        task=task,
-        options=engine_options(body),
-        deadline_s=deadline_s(call.http.headers, call.arrived_s),
-    )
+    return request_of(call, inputs, engine_options(body), task)
+
+
+def request_of(call: Call, inputs: Sequence[Input], options: Options, task: Task = "embed") -> Request:
+    """A batch and its options -> the engine's Request, with the deadline that the client set."""
+    return Request(inputs=inputs, task=task, options=options, deadline_s=deadline_s(call.http.headers, call.arrived_s))
 
 
 def engine_options(body: CutOptions) -> Options:

@@ -9,14 +9,18 @@ import msgspec
 from openbei.errors import ANSWERS
 from openbei.server.answers import COMPUTE_HEADERS
 from openbei.server.route import Route
+from openbei.wire.cohere import CohereError
 from openbei.wire.openai import OpenAIError
 from openbei.wire.tei import TEIError
 
 Json = dict[str, Any]
 Schemas = Mapping[Any, Json]
 
-ERROR_BODIES: dict[str, type] = {"openai": OpenAIError, "tei": TEIError}
-DESCRIPTION = "Embeddings, reranking and classification, as OpenAI and TEI serve them."
+ERROR_BODIES: dict[str, type] = {"openai": OpenAIError, "tei": TEIError, "cohere": CohereError}
+DESCRIPTION = (
+    "Embeddings, reranking and classification, as OpenAI, TEI, BEI, Cohere and Jina serve them. "
+    "Every path is also served behind the prefixes /sync and /environments/{environment}/sync."
+)
 RULE_IDS = re.compile(r" \(E[^)]*\)")  # the contract's own numbering, in the errors' docstrings
 KEY = {"type": "http", "scheme": "bearer", "description": "Only where the server was started with --api-key."}
 
@@ -30,7 +34,7 @@ def document(routes: Sequence[Route], version: str) -> Json:
     paths: dict[str, Json] = {}
     for route in routes:
         for path in route.path:
-            paths.setdefault(path, {})[route.method.lower()] = operation(route, path, schemas)
+            paths.setdefault(path, {}).setdefault(route.method.lower(), operation(route, path, schemas))
     return {
         "openapi": "3.1.0",
         "info": {"title": "openbei", "version": version, "description": DESCRIPTION},
@@ -62,7 +66,7 @@ def responses(route: Route, schemas: Schemas) -> Json:
         success["content"] = content(route.answer, schemas)
     else:
         success["content"] = {route.media_type: {"schema": {"type": "string"}}}
-    if route.body is not None:
+    if route.measured:
         success["headers"] = {name: {"schema": {"type": "string"}} for name in COMPUTE_HEADERS}
     body = content(ERROR_BODIES[route.dialect], schemas)
     reasons: dict[str, list[str]] = {}

@@ -16,7 +16,7 @@ from openbei.config import ServerConfig
 if TYPE_CHECKING:
     from openbei.engine.engine import Engine
 
-Dialect = Literal["tei", "openai"]
+Dialect = Literal["tei", "openai", "cohere"]
 
 INPUT_ERRORS: tuple[type[errors.RequestError], ...] = (
     errors.MalformedBody,
@@ -36,11 +36,12 @@ INPUT_ERRORS: tuple[type[errors.RequestError], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request from a client. arrived_s: time.monotonic() at its first byte seen by us."""
+    """One request from a client. path: less the prefix of a gateway. arrived_s: time.monotonic() when it began."""
 
     engine: "Engine"
     config: ServerConfig
     http: HTTPRequest
+    path: str
     arrived_s: float
 
 
@@ -53,7 +54,7 @@ class Route:
 
     path: the first is the one that is documented, all are served; `{id}` at the end takes the rest of the path.
     body, answer: the types of both sides, None where there is no JSON. keyed: asks for the API key, if one is set.
-    raises: errors worth describing.
+    measured: the answer's headers tell what it cost. raises: errors worth describing.
     """
 
     path: tuple[str, ...]
@@ -65,6 +66,7 @@ class Route:
     media_type: str = "application/json"
     dialect: Dialect = "tei"
     keyed: bool = True
+    measured: bool = False
     raises: tuple[type[errors.RequestError], ...] = ()
 
     @property

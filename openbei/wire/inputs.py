@@ -88,6 +88,14 @@ def as_batch(inputs: str | Sequence[str | int | list[int]]) -> list[str | list[i
     return list(inputs)  # type: ignore[arg-type]
 
 
+def as_id_lists(ids: Sequence[int | list[int]]) -> list[list[int]]:
+    """The two forms of /decode -> id lists; a bare list is one. Raises InvalidInput for a mixture."""
+    kinds = set(map(type, ids))
+    if len(kinds) > 1:
+        raise InvalidInput("ids must be a list of token ids, or a list of such lists - at `$.ids`")
+    return [list(ids)] if kinds == {int} else list(ids)  # type: ignore[arg-type]
+
+
 def as_classified(
     inputs: str | Sequence[str | Message | Sequence[str | Message]],
 ) -> tuple[list[Sequence[str] | Sequence[Message]], bool]:

@@ -6,9 +6,10 @@ Owns the public shapes, which are at once the validation and the OpenAPI schema;
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta
 
-from openbei.wire.inputs import EmbedOptions, Inputs, Message, PromptOptions, ScoreOptions
+from openbei.wire.inputs import Count, EmbedOptions, Inputs, Message, PromptOptions, ScoreOptions, TokenId
 
 
 class EmbedRequest(EmbedOptions, frozen=True, kw_only=True):
@@ -50,6 +51,52 @@ class RerankRequest(ScoreOptions, frozen=True, kw_only=True):
     query: str
     texts: list[str]
     return_text: Annotated[bool | None, Meta(description="Repeat the texts in the answer. Default: false.")] = None
+
+
+class Sentences(msgspec.Struct, frozen=True, kw_only=True):
+    """One text, and those that it is compared with."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityOptions(PromptOptions, frozen=True, kw_only=True):
+    """How the texts are embedded. `dimensions` is openbei's addition."""
+
+    dimensions: Annotated[Count | None, Meta(description="Compare only the first N values. Default: all.")] = None
+
+
+class SimilarityRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Texts to compare by the cosine of their vectors. The answer is a list of one number a sentence."""
+
+    inputs: Sentences
+    parameters: SimilarityOptions | None = None
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Texts to cut into tokens. Nothing is truncated. The answer is a list with one list of tokens a text."""
+
+    inputs: str | list[str]
+    add_special_tokens: Annotated[
+        bool | None, Meta(description="With the tokens that the model needs around a text. Default: true.")
+    ] = None
+    prompt_name: Annotated[
+        str | None,
+        Meta(description="Name of a prompt of the model, put before every text. Default: the server's, if any."),
+    ] = None
+
+
+class DecodeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Token ids to turn into texts. The answer is a list with one text an id list."""
+
+    ids: Annotated[list[TokenId | list[TokenId]], Meta(description="One list of token ids, or a list of such lists.")]
+    skip_special_tokens: Annotated[bool | None, Meta(description="Leave out the special tokens. Default: true.")] = None
+
+
+class VertexRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Bodies of other routes: of /rerank where one holds `query` and `texts`, else of what the model is for."""
+
+    instances: list[dict[str, Any]]
 
 
 class PredictTokensRequest(ScoreOptions, frozen=True, kw_only=True):
@@ -107,6 +154,24 @@ class TokenPrediction:
     start: int
     end: int
     results: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SimpleToken:
+    """A token, and the UTF-8 bytes of the text, from start to stop, that it is; a special one is none of it."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class VertexPredictions:
+    """One answer an instance, each as its route gives it."""
+
+    predictions: list[Any]
 
 
 Predictions = list[Prediction | list[Prediction]]

@@ -36,6 +36,9 @@ EVERY_SERVER_FIELD: dict[str, Any] = {
     "payload_limit": 9,
     "cors_allow_origin": ("http://a", "http://b"),
     "json_output": True,
+    "default_route": "/embed",
+    "aip_predict_route": "/p",
+    "aip_health_route": "/h",
 }
 EVERY_FIELD = EVERY_ENGINE_FIELD | EVERY_SERVER_FIELD
 
@@ -72,6 +75,16 @@ def test_a_flag_wins_over_its_variable(bei: Bei, seen: Seen) -> None:
     bei("serve", "-p", "1", env={"PORT": "2"})
     assert seen.server is not None
     assert seen.server.port == 1
+
+
+@pytest.mark.parametrize(
+    ("env", "port"), [({"AIP_HTTP_PORT": "8080"}, 8080), ({"AIP_HTTP_PORT": "8080", "PORT": "2"}, 2)]
+)
+def test_the_variables_of_vertex(bei: Bei, seen: Seen, env: dict[str, str], port: int) -> None:
+    env |= {"AIP_PREDICT_ROUTE": "/p", "AIP_HEALTH_ROUTE": "/h"}
+    assert bei("serve", env=env).exit_code == 0
+    assert seen.server is not None
+    assert (seen.server.port, seen.server.aip_predict_route, seen.server.aip_health_route) == (port, "/p", "/h")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from openbei.engine.chat import Rendered
 from openbei.engine.pairs import PairTexts, num_shared
 from openbei.engine.request import Pair
 from openbei.engine.tokenizer import Tokenizer, Truncation
-from openbei.errors import ModelError, TooLong
+from openbei.errors import InvalidInput, ModelError, TooLong
 from openbei.model.ops import torch
 from openbei.model.spec import pack
 from openbei.weights.checkpoint import Checkpoint, PairTemplate
@@ -182,3 +182,22 @@ def test_the_template_is_as_transformers_renders_it(judge: transformers.PreTrain
 
 def test_what_rows_share_at_their_front() -> None:
     assert [num_shared(rows) for rows in (["abc", "abd"], [[1], [1, 2]], ["x", "y"], ["same", "same"])] == [2, 1, 0, 4]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 7, 10**6])
+def test_a_limit_of_the_document_cuts_it_before_the_prompt_is_made(
+    tokenizer: Tokenizer, judge: transformers.PreTrainedTokenizerBase, limit: int
+) -> None:
+    query, document = PAIRS[0]
+    offsets = judge(document, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    head = document[: offsets[:limit][-1][1]]
+    (one,) = tokenizer.encode([Pair(query, document)], Truncation(True, max_second_tokens=limit))
+    assert one.ids == _ids(judge, prompted(query, head))
+    (empty,) = tokenizer.encode([Pair(query, "")], Truncation(True, max_second_tokens=limit))
+    assert empty.ids == _ids(judge, prompted(query, ""))
+
+
+def test_a_limit_of_the_document_and_a_prompt_made_already(tokenizer: Tokenizer) -> None:
+    first, _, second = prompted(*PAIRS[0]).partition("\n<Document>")
+    with pytest.raises(InvalidInput, match="input 0 is a prompt already"):
+        tokenizer.encode([Pair(first, "\n<Document>" + second)], Truncation(True, max_second_tokens=3))

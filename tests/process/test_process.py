@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,13 @@ ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/v1/embeddings", {"input": "hello world", "model": "m"}),
     ("POST", "/embeddings", {"input": ["hello world"]}),
     ("POST", "/embed", {"inputs": "hello world"}),
+    ("POST", "/environments/production/predict", {"input": "hello world"}),
+    ("POST", "/environments/production/sync/v2/embed", {"texts": ["hello world"]}),
+    ("POST", "/v1/embed", {"texts": ["hello world"]}),
+    ("POST", "/vertex", {"instances": [{"inputs": "hello world"}]}),
+    ("POST", "/similarity", {"inputs": {"source_sentence": "hello world", "sentences": ["hello world"]}}),
+    ("POST", "/tokenize", {"inputs": "hello world"}),
+    ("POST", "/decode", {"ids": [101, 7592, 2088, 102]}),
     ("GET", "/v1/models", None),
     ("GET", "/info", None),
     ("GET", "/health", None),
@@ -77,13 +84,34 @@ ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
 def test_every_route_answers(server: Server, method: str, path: str, body: dict[str, Any] | None) -> None:
     answer = httpx.request(method, server.url + path, json=body)
     assert answer.status_code == 200, answer.text
-    row = None
-    if path == "/embed":
-        row = answer.json()[0]
+    if path in EXACT:
+        assert answer.json() == EXACT[path]
     elif body is not None:
-        row = answer.json()["data"][0]["embedding"]
-    if row is not None:
-        np.testing.assert_allclose(row[:5], HELLO_WORLD, atol=1e-5)
+        np.testing.assert_allclose(VECTORS.get(path, openai)(answer.json())[:5], HELLO_WORLD, atol=1e-5)
+
+
+def openai(answer: Any) -> Any:
+    return answer["data"][0]["embedding"]
+
+
+VECTORS: dict[str, Callable[[Any], Any]] = {  # where the vector stands in an answer
+    "/embed": lambda answer: answer[0],
+    "/environments/production/sync/v2/embed": lambda answer: answer["embeddings"]["float"][0],
+    "/v1/embed": lambda answer: answer["embeddings"][0],
+    "/vertex": lambda answer: answer["predictions"][0][0],
+}
+EXACT = {
+    "/similarity": pytest.approx([1.0], abs=1e-6),
+    "/decode": ["hello world"],
+    "/tokenize": [
+        [
+            {"id": 101, "text": "[CLS]", "special": True, "start": None, "stop": None},
+            {"id": 7592, "text": "hello", "special": False, "start": 0, "stop": 5},
+            {"id": 2088, "text": "world", "special": False, "start": 6, "stop": 11},
+            {"id": 102, "text": "[SEP]", "special": True, "start": None, "stop": None},
+        ]
+    ],
+}
 
 
 def test_the_banner_is_true(server: Server) -> None:

@@ -7,6 +7,7 @@ unless `hold` is set: then they stay in `held` until a test resolves them.
 import re
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from openbei import errors
 from openbei.config import EngineConfig
-from openbei.engine.check import check
+from openbei.engine.check import check, check_ids, check_prompt, check_sizes
 from openbei.engine.finish import finished
 from openbei.engine.metrics import InputTimes, Metrics
 from openbei.engine.request import (
@@ -25,9 +26,11 @@ from openbei.engine.request import (
     Result,
     Timings,
     Token,
+    Tokenized,
     Usage,
     num_characters,
 )
+from openbei.engine.tokenizer import MAX_CHARACTERS_PER_TOKEN
 
 DIM = 8
 INFO = EngineInfo(
@@ -85,6 +88,9 @@ class FakeEngine:
         self.refuse_with: BaseException | None = None  # what submit raises
         self.closed = False
 
+    def set_prompts(self, prompts: dict[str, str]) -> None:
+        self.info = replace(self.info, prompts=prompts)
+
     def submit(self, request: Request) -> Future[Result]:
         self.metrics.begun(request)
         self.requests.append(request)
@@ -127,6 +133,36 @@ class FakeEngine:
             case _:
                 return vector(one)[: len(self.info.labels)]
 
+    def tokenize(
+        self, texts: list[str], add_special_tokens: bool = True, prompt_name: str | None = None
+    ) -> Future[list[Tokenized]]:
+        self._refuse()
+        check_sizes(texts, self.config.max_client_batch_size)
+        check_prompt(prompt_name, self.info)
+        prompted = [self.info.prompts[prompt_name] + text if prompt_name else text for text in texts]
+        most = INFO.max_input_length * MAX_CHARACTERS_PER_TOKEN
+        error = errors.TooLong("too many characters") if max(map(len, prompted)) > most else None
+        return self._done(
+            [Tokenized(text, tokens(text)[slice(None) if add_special_tokens else slice(1, -1)]) for text in prompted],
+            error,
+        )
+
+    def decode(self, ids: list[list[int]], skip_special_tokens: bool = True) -> Future[list[str]]:
+        self._refuse()
+        check_sizes(ids, self.config.max_client_batch_size)
+        for one in ids:
+            check_ids(one, self.info)
+        skipped = (1, 2) if skip_special_tokens else ()
+        return self._done([" ".join(str(number) for number in one if number not in skipped) for one in ids])
+
+    def _done(self, value: Any, error: BaseException | None = None) -> Future[Any]:
+        future: Future[Any] = Future()
+        if error := error or self.fail_with:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+        return future
+
     def release(self) -> None:
         """Answer everything that was held."""
         self.hold = False
@@ -145,11 +181,14 @@ class FakeEngine:
         self.closed = True
 
     def _check(self, request: Request) -> None:
+        self._refuse()
+        check(request, self.info, self.config.max_client_batch_size)
+
+    def _refuse(self) -> None:
         if self.status != "ready":
             raise errors.Unhealthy(f"unhealthy: {self.status}")
         if self.refuse_with is not None:
             raise self.refuse_with
-        check(request, self.info, self.config.max_client_batch_size)
 
     def _count(self, request: Request, future: Future[Result]) -> None:
         if future.cancelled():
@@ -161,6 +200,7 @@ class FakeEngine:
 def too_long(request: Request) -> errors.TooLong | None:
     """The fake counts characters or ids for tokens."""
     longest = max(map(num_characters, request.inputs))
-    if request.options.truncate is False and longest > INFO.max_input_length:
-        return errors.TooLong(f"{longest} tokens > {INFO.max_input_length}, the most this model takes")
+    limit = min(INFO.max_input_length, request.options.max_tokens or INFO.max_input_length)
+    if request.options.truncate is False and longest > limit:
+        return errors.TooLong(f"{longest} tokens > {limit}, the most this model takes")
     return None

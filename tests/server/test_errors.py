@@ -109,7 +109,9 @@ def test_body_over_the_limit(engine: FakeEngine, path: str, chunked: bool) -> No
             yield b" " * 10
 
     content = pieces() if chunked else b" " * 110
-    assert error(wire.send("POST", path, content=content, headers=JSON)) == (413, "Validation")
+    response = wire.send("POST", path, content=content, headers=JSON)
+    assert error(response) == (413, "Validation")
+    assert "110 bytes > maximum of 100" in response.text
 
 
 def test_body_of_exactly_the_limit(engine: FakeEngine) -> None:

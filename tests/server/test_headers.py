@@ -140,6 +140,16 @@ def test_only_the_named_origins(engine: FakeEngine) -> None:
     assert "access-control-allow-origin" not in other
 
 
+def test_a_browser_from_elsewhere_is_refused_in_json(engine: FakeEngine) -> None:
+    wire = Wire(engine, cors_allow_origin=("https://a.example",))
+    ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    response = wire.send("OPTIONS", "/embed", headers={"origin": "https://b.example", **ask})
+    assert error(response) == (400, "Validation")
+    assert "origin" in response.json()["error"]
+    assert "access-control-allow-origin" not in response.headers
+    assert wire.send("OPTIONS", "/embed", headers={"origin": "https://a.example", **ask}).status_code == 200
+
+
 def test_the_log_names_a_request_by_its_ids(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
     ids = {"x-request-id": "trace/1", "x-baseten-customer-request-id": "perfclient-0-0"}
     with caplog.at_level("INFO", "openbei.server"):

@@ -5,9 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,35 +20,12 @@ from openbei import errors
 from openbei.config import ServerConfig
 from openbei.engine.request import Request, Result
 from openbei.errors import ConfigError
-from openbei.server.serve import Server, listen, serve, url
+from openbei.server.serve import listen, serve, url
 from tests.server.fakes import DIM, FakeEngine, vector
+from tests.server.live import running, wait_for
 
 BODY = b'{"inputs": "a"}'
 POST = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-
-
-@contextmanager
-def running(engine: FakeEngine, **config: object) -> Iterator[tuple[str, Server]]:
-    """The real server in a thread, on a free port; drained at the end."""
-    ready = threading.Event()
-    with listen("127.0.0.1", 0) as listener:
-        server = Server(engine, ServerConfig(**config), ready.set)  # type: ignore[arg-type]
-
-        def run() -> None:
-            with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-                runner.run(server.serve(sockets=[listener]))
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        assert ready.wait(10)
-        try:
-            yield url(listener), server
-        finally:
-            engine.release()
-            if thread.is_alive():
-                server.handle_exit(signal.SIGTERM, None)
-            thread.join(20)
-            assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -65,13 +41,6 @@ def connect(address: str) -> socket.socket:
 
 def read_all(client: socket.socket) -> bytes:
     return b"".join(iter(lambda: client.recv(65536), b""))
-
-
-def wait_for(claim: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 10
-    while not claim():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
 
 
 def test_a_client_that_hangs_up_drops_its_request(engine: FakeEngine, address: str) -> None:

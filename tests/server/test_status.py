@@ -78,7 +78,17 @@ def test_openapi_lists_every_path_that_answers(wire: Wire) -> None:
     paths = wire.get("/openapi.json").json()["paths"]
     assert set(paths) == {
         *("/v1/embeddings", "/embeddings", "/v1/models", "/v1/models/{id}", "/embed", "/info", "/health", "/ping", "/"),
-        *("/embed_all", "/predict", "/rerank", "/predict_tokens", "/invocations"),
+        *(
+            "/embed_all",
+            "/predict",
+            "/rerank",
+            "/predict_tokens",
+            "/invocations",
+            "/similarity",
+            "/tokenize",
+            "/decode",
+        ),
+        *("/vertex", "/v1/rerank", "/v2/rerank", "/v1/embed", "/v2/embed"),
         *("/metrics", "/docs", "/openapi.json", "/api-doc/openapi.json"),
     }
     for path, methods in paths.items():

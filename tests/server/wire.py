@@ -41,9 +41,13 @@ class Wire:
         return self.send("POST", path, json=body, **request)
 
 
-def error(response: httpx.Response) -> tuple[int, str]:
-    """Status and type of an error in either dialect, after checking that the body holds exactly the dialect's keys."""
+def error(response: httpx.Response) -> tuple[int, str | None]:
+    """Status and type of an error, its body checked to hold exactly its dialect's keys; Cohere's has no type."""
     body = response.json()
+    if "detail" in body:
+        assert set(body) == {"id", "message", "detail"}
+        assert body["message"] == body["detail"]
+        return response.status_code, None
     if "error" in body:
         assert set(body) == {"error", "error_type"}
         return response.status_code, body["error_type"]

@@ -1,13 +1,12 @@
 """OpenAI's routes: a translation between its bodies and the engine's words, and nothing else."""
 
-import base64
 import time
 from typing import Any
 
 from starlette.responses import Response
 
 from openbei.errors import NotFound, Unauthorized
-from openbei.server.answers import computed, json_answer, vectors
+from openbei.server.answers import Outcome, base64_rows, json_answer, measured, vectors
 from openbei.server.intake import answered, engine_request
 from openbei.server.route import INPUT_ERRORS, Call, Route
 from openbei.wire.inputs import as_batch
@@ -16,18 +15,18 @@ from openbei.wire.openai import Embedding, Embeddings, EmbeddingsRequest, Model,
 STARTED_S = int(time.time())
 
 
-async def embeddings(call: Call, body: EmbeddingsRequest) -> Response:
+async def embeddings(call: Call, body: EmbeddingsRequest) -> Outcome:
     """POST /v1/embeddings."""
     result = await answered(call, engine_request(call, as_batch(body.input), body))
     rows: Any = vectors(result)
     if body.encoding_format == "base64":
-        rows = [base64.b64encode(row).decode("ascii") for row in rows.astype("<f4", copy=False)]
+        rows = base64_rows(rows)
     answer = Embeddings(
         data=[Embedding(index=index, embedding=row) for index, row in enumerate(rows)],
         model=call.engine.info.served_model_name,
         usage=Usage(prompt_tokens=result.usage.num_tokens, total_tokens=result.usage.num_tokens),
     )
-    return json_answer(answer, headers=computed(call, result))
+    return answer, result
 
 
 async def models(call: Call, _: None) -> Response:
@@ -37,7 +36,7 @@ async def models(call: Call, _: None) -> Response:
 
 async def model(call: Call, _: None) -> Response:
     """GET /v1/models/{id}: the id may hold slashes, raw or as %2F."""
-    if call.http.scope["path"].removeprefix("/v1/models/") != call.engine.info.served_model_name:
+    if call.path.removeprefix("/v1/models/") != call.engine.info.served_model_name:
         raise NotFound(f"no such model here; {call.engine.info.served_model_name} is served")
     return json_answer(served(call))
 
@@ -50,7 +49,8 @@ def served(call: Call) -> Model:
 ROUTES = (
     Route(
         path=("/v1/embeddings", "/embeddings"),
-        handler=embeddings,
+        handler=measured(embeddings),
+        measured=True,
         summary="Embed texts or token ids (OpenAI)",
         method="POST",
         body=EmbeddingsRequest,

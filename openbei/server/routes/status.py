@@ -52,6 +52,18 @@ async def metrics(call: Call, _: None) -> Response:
     return Response(call.engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 
+def health_route(path: tuple[str, ...]) -> Route:
+    """The health check at some paths."""
+    return Route(
+        path=path,
+        handler=health,
+        summary="Whether requests are answered",
+        answer=Health,
+        keyed=False,
+        raises=(Unhealthy,),
+    )
+
+
 ROUTES = (
     Route(
         path=("/info",),
@@ -60,13 +72,6 @@ ROUTES = (
         answer=Info,
         raises=(Unauthorized,),
     ),
-    Route(
-        path=("/health", "/ping", "/"),
-        handler=health,
-        summary="Whether requests are answered",
-        answer=Health,
-        keyed=False,
-        raises=(Unhealthy,),
-    ),
+    health_route(("/health", "/ping", "/")),
     Route(path=("/metrics",), handler=metrics, summary="Prometheus metrics", media_type="text/plain", keyed=False),
 )

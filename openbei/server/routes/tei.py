@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 from msgspec import structs
-from starlette.responses import Response
+from numpy.typing import NDArray
 
 from openbei.engine.entities import Entity, find_entities
-from openbei.engine.request import Chat, Input, Kind, Pair, Result, Token
-from openbei.server.answers import best_first, computed, json_answer, token_vectors, vectors
-from openbei.server.intake import answered, engine_request, read
-from openbei.server.route import INPUT_ERRORS, Call, Handler, Route
-from openbei.wire.inputs import Message, as_batch, as_classified, as_texts
+from openbei.engine.request import Chat, Input, Pair, Result, Token
+from openbei.errors import EmptyInput
+from openbei.server.answers import Compute, Outcome, best_first, measured, token_vectors, vectors
+from openbei.server.intake import answered, engine_request
+from openbei.server.route import INPUT_ERRORS, Call, Route
+from openbei.wire.inputs import EmbedOptions, Message, as_batch, as_classified, as_texts
 from openbei.wire.tei import (
     EmbedAllRequest,
     EmbedRequest,
@@ -22,6 +23,8 @@ from openbei.wire.tei import (
     PredictTokensRequest,
     Rank,
     RerankRequest,
+    SimilarityOptions,
+    SimilarityRequest,
     TextRank,
     TokenPrediction,
     TokenPredictions,
@@ -30,19 +33,19 @@ from openbei.wire.tei import (
 )
 
 
-async def embed(call: Call, body: EmbedRequest) -> Response:
+async def embed(call: Call, body: EmbedRequest) -> Outcome:
     """POST /embed."""
     result = await answered(call, engine_request(call, as_batch(body.inputs), body))
-    return json_answer(vectors(result), headers=computed(call, result))
+    return vectors(result), result
 
 
-async def embed_all(call: Call, body: EmbedAllRequest) -> Response:
+async def embed_all(call: Call, body: EmbedAllRequest) -> Outcome:
     """POST /embed_all."""
     result = await answered(call, engine_request(call, as_batch(body.inputs), body, "embed_tokens"))
-    return json_answer(token_vectors(result), headers=computed(call, result))
+    return token_vectors(result), result
 
 
-async def predict(call: Call, body: PredictRequest) -> Response:
+async def predict(call: Call, body: PredictRequest) -> Outcome:
     """POST /predict."""
     batch, is_batch = as_classified(body.inputs)
     inputs = [classified_input(*one) for one in batch]
@@ -50,7 +53,7 @@ async def predict(call: Call, body: PredictRequest) -> Response:
     rows: Any = result.rows
     names = call.engine.info.labels
     lists = [[Prediction(row[place], names[place]) for place in best_first(row)] for row in rows]
-    return json_answer(lists if is_batch else lists[0], headers=computed(call, result))
+    return (lists if is_batch else lists[0]), result
 
 
 def classified_input(first: str | Message, *others: Any) -> Input:
@@ -60,11 +63,11 @@ def classified_input(first: str | Message, *others: Any) -> Input:
     return Pair(first, *others) if others else first
 
 
-async def rerank(call: Call, body: RerankRequest) -> Response:
+async def rerank(call: Call, body: RerankRequest) -> Outcome:
     """POST /rerank."""
     pairs = [Pair(body.query, text) for text in body.texts]
     result = await answered(call, engine_request(call, pairs, body, "rerank"))
-    return json_answer(ranks(result, body.texts if body.return_text else None), headers=computed(call, result))
+    return ranks(result, body.texts if body.return_text else None), result
 
 
 def ranks(result: Result, texts: Sequence[str] | None) -> list[Rank]:
@@ -76,7 +79,7 @@ def ranks(result: Result, texts: Sequence[str] | None) -> list[Rank]:
     return [TextRank(place, scores[place], texts[place]) for place in order]
 
 
-async def predict_tokens(call: Call, body: PredictTokensRequest) -> Response:
+async def predict_tokens(call: Call, body: PredictTokensRequest) -> Outcome:
     """POST /predict_tokens."""
     texts, strategy = as_texts(body.inputs), body.aggregation_strategy or "none"
     if strategy != "none":
@@ -90,7 +93,7 @@ async def predict_tokens(call: Call, body: PredictTokensRequest) -> Response:
         else:
             entities = find_entities(tokens, rows, names, strategy)
             lists.append([entity_prediction(entity, text) for entity in entities])
-    return json_answer(lists, headers=computed(call, result))
+    return lists, result
 
 
 def token_prediction(token: Token, row: Any, names: Sequence[str], body: PredictTokensRequest) -> TokenPrediction:
@@ -105,38 +108,50 @@ def entity_prediction(entity: Entity, text: str) -> TokenPrediction:
     return TokenPrediction(text[entity.start : entity.end], 0, entity.start, entity.end, {entity.label: score})
 
 
-async def default(call: Call, _: None) -> Response:
-    """POST /: what the model is for."""
-    route = DEFAULTS[call.engine.info.kind]
-    return await route.handler(call, await read(call.http, route.body, call.config.payload_limit))
+async def similarity(call: Call, body: SimilarityRequest) -> Outcome:
+    """POST /similarity."""
+    source, sentences = body.inputs.source_sentence, body.inputs.sentences
+    if not sentences:
+        raise EmptyInput("sentences must not be empty")
+    options = EmbedOptions(normalize=False, **structs.asdict(body.parameters or SimilarityOptions()))
+    result = await answered(call, engine_request(call, [source, *sentences], options))
+    return cosines(vectors(result)), result
 
 
-def post(path: str, handler: Handler, summary: str, body: type, answer: Any) -> Route:
+def cosines(rows: NDArray[np.float32]) -> Any:
+    """Vectors (1 + N, C) -> float32 (N,): the cosine of the first with each other, in float64; 0 beside a zero."""
+    exact = rows.astype(np.float64)
+    norms = np.linalg.norm(exact, axis=1)
+    products = norms[1:] * norms[0]
+    dots = exact[1:] @ exact[0]
+    return np.divide(dots, products, out=np.zeros_like(dots), where=products > 0).astype(np.float32)
+
+
+def post(path: str, compute: Compute, summary: str, body: type, answer: Any) -> Route:
     """A row of the table below."""
     return Route(
-        path=(path,), handler=handler, summary=summary, method="POST", body=body, answer=answer, raises=INPUT_ERRORS
+        path=(path,),
+        handler=measured(compute),
+        summary=summary,
+        method="POST",
+        body=body,
+        answer=answer,
+        measured=True,
+        raises=INPUT_ERRORS,
     )
 
 
-EMBED = post("/embed", embed, "Embed texts or token ids (TEI)", EmbedRequest, Vectors)
-EMBED_ALL = post("/embed_all", embed_all, "The last hidden state of every token (TEI)", EmbedAllRequest, TokenVectors)
-PREDICT = post("/predict", predict, "Classify texts, pairs or chats (TEI)", PredictRequest, Predictions)
-RERANK = post("/rerank", rerank, "Order texts by how well they answer a query (TEI)", RerankRequest, list[Rank])
-PREDICT_TOKENS = post(
-    "/predict_tokens", predict_tokens, "Label tokens, or find entities (BEI)", PredictTokensRequest, TokenPredictions
+ROUTES = (
+    post("/embed", embed, "Embed texts or token ids (TEI)", EmbedRequest, Vectors),
+    post("/embed_all", embed_all, "The last hidden state of every token (TEI)", EmbedAllRequest, TokenVectors),
+    post("/predict", predict, "Classify texts, pairs or chats (TEI)", PredictRequest, Predictions),
+    post("/rerank", rerank, "Order texts by how well they answer a query (TEI)", RerankRequest, list[Rank]),
+    post("/similarity", similarity, "Compare texts by their vectors (TEI)", SimilarityRequest, list[float]),
+    post(
+        "/predict_tokens",
+        predict_tokens,
+        "Label tokens, or find entities (BEI)",
+        PredictTokensRequest,
+        TokenPredictions,
+    ),
 )
-DEFAULTS: dict[Kind, Route] = {
-    "embedding": EMBED,
-    "classifier": PREDICT,
-    "reranker": RERANK,
-    "token_classifier": PREDICT_TOKENS,
-}
-DEFAULT = Route(
-    path=("/", "/invocations"),
-    handler=default,
-    summary="What the model is for: as /embed, /predict, /rerank or /predict_tokens",
-    method="POST",
-    answer=Any,
-    raises=INPUT_ERRORS,
-)
-ROUTES = (EMBED, EMBED_ALL, PREDICT, RERANK, PREDICT_TOKENS, DEFAULT)
