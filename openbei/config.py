@@ -68,11 +68,14 @@ class ServerConfig:
     default_route: DefaultRoute | None = _flag(None, "What BEI's /environments/ENV/predict means; by model if not set")
     aip_predict_route: str | None = _flag(None, "Path of Vertex AI's predictions, beside /vertex")
     aip_health_route: str | None = _flag(None, "Path of Vertex AI's health checks, beside /health")
+    grpc_port: int | None = _flag(None, "Port for gRPC (tei.v1), which needs openbei[grpc]; off if not set", minimum=0)
+    grpc_max_parallel_stream_requests: int = _flag(1024, "Messages of one gRPC stream in work at once", minimum=1)
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.port > 65535:
-            raise ConfigError(f"port must be at most 65535, got {self.port}")
+        for name, port in (("port", self.port), ("grpc_port", self.grpc_port or 0)):
+            if port > 65535:
+                raise ConfigError(f"{name} must be at most 65535, got {port}")
         for name in ("aip_predict_route", "aip_health_route"):
             path = getattr(self, name)
             if path is not None and not path.startswith("/"):

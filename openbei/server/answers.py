@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -21,6 +21,9 @@ from openbei.server.route import Call, Dialect, Handler
 from openbei.wire.cohere import CohereError
 from openbei.wire.openai import OpenAIError
 from openbei.wire.tei import TEIError
+
+if TYPE_CHECKING:
+    from openbei.engine.engine import Engine
 
 logger = logging.getLogger("openbei.server")
 
@@ -83,10 +86,15 @@ def base64_rows(rows: NDArray[np.float32]) -> list[str]:
 
 
 def computed(call: Call, result: Result) -> dict[str, str]:
-    """The headers that tell what an answer cost: whole milliseconds, rounded down."""
+    """What an answer to this call cost, as headers."""
+    return cost(call.engine, call.arrived_s, result)
+
+
+def cost(engine: "Engine", arrived_s: float, result: Result) -> dict[str, str]:
+    """The headers that tell what an answer cost: whole milliseconds, rounded down. arrived_s: time.monotonic()."""
     times, usage = result.timings, result.usage
-    total_ms = str(int((time.monotonic() - call.arrived_s) * 1000))
-    device = "cpu" if call.engine.info.device.startswith("cpu") else "gpu"
+    total_ms = str(int((time.monotonic() - arrived_s) * 1000))
+    device = "cpu" if engine.info.device.startswith("cpu") else "gpu"
     steps_s = (times.tokenization_s, times.queue_s, times.inference_s)
     values = (
         f"{device}+optimized",

@@ -1,0 +1,135 @@
+"""The gRPC server, beside HTTP in the same event loop: tei.v1, health and reflection on a port of their own.
+
+Owns the listening, the limits and the end of it; what an rpc means stands in grpc_rpcs.py. Imported only where gRPC is
+served: it needs the packages of openbei[grpc].
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from grpc_reflection.v1alpha import reflection
+
+from openbei.engine.request import Result
+from openbei.errors import ConfigError, MalformedBody
+from openbei.server import grpc_health as health
+from openbei.server.answers import cost
+from openbei.server.grpc_calls import Call, Context, Host, Served, in_order
+from openbei.server.grpc_rpcs import RPCS, Rpc, rerank_stream
+from openbei.wire import tei_pb2 as pb
+
+if TYPE_CHECKING:
+    from openbei.config import ServerConfig
+    from openbei.engine.engine import Engine
+
+SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+
+
+class GrpcServer:
+    """Serves an engine over gRPC from start to stop, both in the running event loop. port: where it listens."""
+
+    def __init__(self, engine: "Engine", config: "ServerConfig") -> None:
+        self.port = 0
+        self._config = config
+        self._host = Host(engine, config)
+        self._server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", config.payload_limit),
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.max_ping_strikes", 0),  # a client may ask as often as it likes whether we are there
+            )
+        )
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigError if the address cannot be listened on."""
+        self._server.add_generic_rpc_handlers((*handlers(self._host), health.handler(self._host.engine)))
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE, reflection.SERVICE_NAME), self._server)
+        host, port = self._config.hostname, self._config.grpc_port
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise ConfigError(f"cannot listen on grpc_port {port} of {host}") from None
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take nothing more, and return when what was read is answered, at the latest after grace_s seconds."""
+        self._host.stop_reading()
+        await self._server.stop(grace_s)
+        self._host.close()
+
+
+def handlers(host: Host) -> list[Any]:
+    """Every rpc of tei.v1, a handler a service."""
+    methods: dict[str, dict[str, Any]] = {service: {} for service in pb.DESCRIPTOR.services_by_name}
+    for rpc in RPCS:
+        methods[rpc.service][rpc.name] = grpc.unary_unary_rpc_method_handler(unary(host, rpc))
+        if rpc.stream:
+            methods[rpc.service][f"{rpc.name}Stream"] = grpc.stream_stream_rpc_method_handler(stream(host, rpc))
+    methods["Rerank"]["RerankStream"] = grpc.stream_unary_rpc_method_handler(client_stream(host))
+    return [grpc.method_handlers_generic_handler(f"tei.v1.{name}", found) for name, found in methods.items()]
+
+
+def unary(host: Host, rpc: Rpc) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    """One message in, one out."""
+    path, parse = f"{rpc.service}/{rpc.name}", parser(rpc.service, rpc.name)
+
+    async def handler(data: bytes, context: Context) -> bytes:
+        async with Served(host, path, context, rpc.waits) as call:
+            message = parse(data)
+            result = await (await rpc.begin(call, message))
+            if isinstance(result, Result):
+                await context.send_initial_metadata(headers(call, result))
+            return rpc.answer(call, message, result)
+
+    return handler
+
+
+def stream(host: Host, rpc: Rpc) -> Callable[[AsyncIterable[bytes], Context], AsyncIterator[bytes]]:
+    """Messages in, one out for each, in order."""
+    path, parse = f"{rpc.service}/{rpc.name}Stream", parser(rpc.service, rpc.name)
+
+    async def handler(messages: AsyncIterable[bytes], context: Context) -> AsyncIterator[bytes]:
+        async with (
+            Served(host, path, context, True) as call,
+            aclosing(in_order(call, (parse(data) async for data in messages), rpc.begin)) as answered,
+        ):
+            async for message, result in answered:
+                yield rpc.answer(call, message, result)
+
+    return handler
+
+
+def client_stream(host: Host) -> Callable[[AsyncIterable[bytes], Context], Awaitable[bytes]]:
+    """RerankStream: messages in, one out for all of them."""
+    parse = parser("Rerank", "RerankStream")
+
+    async def handler(messages: AsyncIterable[bytes], context: Context) -> bytes:
+        async with Served(host, "Rerank/RerankStream", context, True) as call:
+            answer, result = await rerank_stream(call, (parse(data) async for data in messages))
+            await context.send_initial_metadata(headers(call, result))
+            return answer
+
+    return handler
+
+
+def parser(service: str, name: str) -> Callable[[bytes], Any]:
+    """An rpc's name -> bytes to its request message; raises MalformedBody."""
+    method = pb.DESCRIPTOR.services_by_name[service].methods_by_name[name]
+    kind = getattr(pb, method.input_type.name)
+
+    def parse(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            raise MalformedBody(f"the message is no {method.input_type.full_name}") from None
+
+    return parse
+
+
+def headers(call: Call, result: Result) -> tuple[tuple[str, str], ...]:
+    """What an answer cost, as over HTTP."""
+    return tuple(cost(call.engine, call.arrived_s, result).items())

@@ -1,0 +1,168 @@
+"""One rpc on its way: whose it is, how its messages reach the engine, and in which order their answers leave.
+
+Owns waiting, order, cancelling and the statuses of errors; never touches the fields of a message.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+
+from openbei import errors
+from openbei.engine.request import Request, Result
+from openbei.server.answers import error_headers
+from openbei.server.intake import check_key
+
+if TYPE_CHECKING:
+    from openbei.config import ServerConfig
+    from openbei.engine.engine import Engine
+
+logger = logging.getLogger("openbei.server")
+
+WAITING_THREADS = 16
+
+Begin = Callable[["Call", Any], Awaitable[asyncio.Future[Any]]]
+Context = Any  # grpc.aio.ServicerContext
+
+
+class Host:
+    """What the rpcs of one server share: the engine, threads for those who wait for room, the streams being read."""
+
+    def __init__(self, engine: "Engine", config: "ServerConfig") -> None:
+        self.engine, self.config = engine, config
+        self.waiting = ThreadPoolExecutor(WAITING_THREADS, "grpc-wait")
+        self.readers: set[asyncio.Task[None]] = set()
+
+    def stop_reading(self) -> None:
+        """End all streams after the answers to what was read of them."""
+        for reader in self.readers:
+            reader.cancel()
+
+    def close(self) -> None:
+        """Let the threads go; they wait for nothing when the engine is drained."""
+        self.waiting.shutdown(wait=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One rpc. waits: for room in the engine, instead of being refused. Times are those of time.monotonic()."""
+
+    host: Host
+    arrived_s: float
+    deadline_s: float | None
+    waits: bool
+
+    @property
+    def engine(self) -> "Engine":
+        """The engine that is served."""
+        return self.host.engine
+
+    async def submit(self, request: Request) -> asyncio.Future[Result]:
+        """A Request, once it is admitted -> the future of its Result; cancelling that reaches the engine.
+
+        Raises what Engine.submit does.
+        """
+        request = replace(request, deadline_s=self.deadline_s)
+        if not self.waits:
+            return asyncio.wrap_future(self.engine.submit(request))
+        admitted: Future[Any] = self.host.waiting.submit(self.engine.submit, request, wait=True)
+        try:
+            return asyncio.wrap_future(await asyncio.wrap_future(admitted))
+        except asyncio.CancelledError:
+            admitted.add_done_callback(drop)
+            raise
+
+
+class Served:
+    """The frame of an rpc: its Call, when the key is right; and whatever is raised in it becomes its status."""
+
+    def __init__(self, host: Host, path: str, context: Context, waits: bool) -> None:
+        now_s, left_s = time.monotonic(), context.time_remaining()
+        self._path, self._context = path, context
+        self._call = Call(host, now_s, None if left_s is None else now_s + left_s, waits)
+
+    async def __aenter__(self) -> Call:
+        try:
+            check_key(dict(self._context.invocation_metadata()), self._call.host.config.api_key)
+        except errors.Unauthorized as error:
+            await self._fail(error)
+        return self._call
+
+    async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if isinstance(error, Exception):
+            await self._fail(error)
+        self._log(logging.DEBUG, "OK" if error is None else "CANCELLED")
+
+    async def _fail(self, error: Exception) -> NoReturn:
+        """End the rpc; the message of a bug stays in the log."""
+        row = errors.answer(error)
+        bug = row is errors.ANSWERS[errors.InternalError]
+        if bug:
+            logger.error("internal error", exc_info=error)
+        self._log(logging.INFO if row.status < 500 else logging.WARNING, row.grpc)
+        retry_s = error_headers(error).get("retry-after")
+        trailing = (
+            () if retry_s is None else (("grpc-retry-pushback-ms", f"{retry_s}000"),)
+        )  # as gRPC's clients read it
+        await self._context.abort(grpc.StatusCode[row.grpc], "internal error" if bug else str(error), trailing)
+        raise AssertionError("abort always raises")
+
+    def _log(self, level: int, status: str) -> None:
+        if logger.isEnabledFor(level):
+            elapsed_ms = (time.monotonic() - self._call.arrived_s) * 1000
+            logger.log(level, "gRPC %s %s %.1f ms", self._path, status, elapsed_ms)
+
+
+def drop(admitted: Future[Future[Result]]) -> None:
+    """Cancel a request whose client left while it waited to be admitted."""
+    if not admitted.cancelled() and admitted.exception() is None:
+        admitted.result().cancel()
+
+
+async def in_order(call: Call, messages: AsyncIterable[Any], begin: Begin) -> AsyncGenerator[tuple[Any, Any], None]:
+    """Messages of a stream -> each with its result, in order, until one fails.
+
+    The next message is read when the last one is admitted, and fewer than grpc_max_parallel_stream_requests are not
+    yet taken from here. Close it (contextlib.aclosing), so that what is left is cancelled.
+    """
+    slots = asyncio.Semaphore(call.host.config.grpc_max_parallel_stream_requests)
+    begun: asyncio.Queue[tuple[Any, asyncio.Future[Any]] | Exception | None] = asyncio.Queue()
+
+    async def read() -> None:
+        try:
+            await slots.acquire()
+            async for message in messages:
+                begun.put_nowait((message, await begin(call, message)))
+                await slots.acquire()
+            begun.put_nowait(None)
+        except asyncio.CancelledError:  # by stop_reading; in_order itself no longer listens when it cancels this
+            begun.put_nowait(errors.Unhealthy("unhealthy: draining"))
+        except Exception as error:
+            begun.put_nowait(error)
+
+    reader = asyncio.create_task(read())
+    call.host.readers.add(reader)
+    try:
+        while (item := await begun.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            message, result = item
+            yield message, await result
+            slots.release()
+    finally:
+        call.host.readers.discard(reader)
+        reader.cancel()
+        while not begun.empty():
+            if isinstance(item := begun.get_nowait(), tuple):
+                forget(item[1])
+
+
+def forget(result: asyncio.Future[Any]) -> None:
+    """Cancel what nobody waits for; an error that it already has is not worth a line in the log."""
+    if not result.cancel() and not result.cancelled():
+        result.exception()
