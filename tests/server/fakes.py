@@ -91,7 +91,7 @@ class FakeEngine:
     def set_prompts(self, prompts: dict[str, str]) -> None:
         self.info = replace(self.info, prompts=prompts)
 
-    def submit(self, request: Request) -> Future[Result]:
+    def submit(self, request: Request, wait: bool = False) -> Future[Result]:
         self.metrics.begun(request)
         self.requests.append(request)
         future: Future[Result] = Future()
