@@ -21,6 +21,8 @@ from openbei.wire import tei_pb2 as pb
 
 Future = asyncio.Future[Any]
 
+DIRECTIONS: dict[int, Direction] = {pb.TRUNCATION_DIRECTION_RIGHT: "right", pb.TRUNCATION_DIRECTION_LEFT: "left"}
+
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
@@ -173,9 +175,10 @@ async def info(call: Call, _: pb.InfoRequest) -> Future:
 
 def direction(number: int) -> Direction:
     """TruncationDirection -> the engine's word. Raises InvalidInput for a number without a name."""
-    if number not in pb.TruncationDirection.values():
-        raise InvalidInput(f"truncation_direction must be 0 or 1, got {number}")
-    return "left" if number == pb.TRUNCATION_DIRECTION_LEFT else "right"
+    found = DIRECTIONS.get(number)
+    if found is None:
+        raise InvalidInput(f"truncation_direction must be one of {sorted(DIRECTIONS)}, got {number}")
+    return found
 
 
 def optional(message: Any, field: str) -> Any:
