@@ -4,7 +4,7 @@ Owns the listening, the limits and the end of it; what an rpc means stands in gr
 served: it needs the packages of openbei[grpc].
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -88,17 +88,17 @@ def unary(host: Host, rpc: Rpc) -> Callable[[bytes, Context], Awaitable[bytes]]:
     return handler
 
 
-def stream(host: Host, rpc: Rpc) -> Callable[[AsyncIterable[bytes], Context], AsyncIterator[bytes]]:
+def stream(host: Host, rpc: Rpc) -> Callable[[AsyncIterable[bytes], Context], Awaitable[None]]:
     """Messages in, one out for each, in order."""
     path, parse = f"{rpc.service}/{rpc.name}Stream", parser(rpc.service, rpc.name)
 
-    async def handler(messages: AsyncIterable[bytes], context: Context) -> AsyncIterator[bytes]:
+    async def handler(messages: AsyncIterable[bytes], context: Context) -> None:
         async with (
             Served(host, path, context, True) as call,
             aclosing(in_order(call, (parse(data) async for data in messages), rpc.begin)) as answered,
         ):
             async for message, result in answered:
-                yield rpc.answer(call, message, result)
+                await context.write(rpc.answer(call, message, result))
 
     return handler
 

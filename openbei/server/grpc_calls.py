@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
+import grpc.aio
 
 from openbei import errors
 from openbei.engine.request import Request, Result
@@ -94,9 +95,11 @@ class Served:
         return self._call
 
     async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not isinstance(error, grpc.aio.InternalError):
             await self._fail(error)
         self._log(logging.DEBUG, "OK" if error is None else "CANCELLED")
+        if isinstance(error, Exception):  # the client left while an answer was being written
+            raise asyncio.CancelledError from error
 
     async def _fail(self, error: Exception) -> NoReturn:
         """End the rpc; the message of a bug stays in the log."""
