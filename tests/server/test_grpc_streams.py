@@ -1,6 +1,7 @@
 """gRPC in time: the order of streams, waiting for room, messages that fail, clients that leave, and the end."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
@@ -178,15 +179,19 @@ async def test_more_texts_than_may_be_admitted_take_all_the_room(house: Harness)
 
 
 @in_loop
-async def test_a_client_that_leaves_while_it_waits_for_room_takes_none(house: Harness) -> None:
+async def test_a_client_that_leaves_while_it_waits_for_room_takes_none(
+    house: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
     async with served(house.engine) as client:
         first = asyncio.ensure_future(client.Rerank.RerankStream(rank_request(word) for word in (1, 2)))
         await until(lambda: num_admitted(house) == 2)
         leaving = [client.Rerank.Rerank(pb.RerankRequest(query="w3", texts=["w3"])) for _ in range(WAITING_THREADS + 9)]
         waiting = client.server._host.waiting._work_queue
         await until(lambda: waiting.qsize() == 9)  # those that have no thread to wait in
-        for one in leaving:
-            one.cancel()
+        with caplog.at_level(logging.DEBUG, "openbei.server"):
+            for one in leaving:
+                one.cancel()
+            await until(lambda: caplog.text.count("CANCELLED") == len(leaving))
         async with computing(house):
             assert len((await first).ranks) == 2
             await until(lambda: num_admitted(house) == 0)
