@@ -89,10 +89,19 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
     from openbei import logs
 
     logs.start(config.json_output)
+    config = _with_grpc_port(config)
     if config.frontends:
         _serve_processes(engine_config, config, started_s)
     else:
         _serve_here(engine_config, config, started_s)
+
+
+def _with_grpc_port(config: ServerConfig) -> ServerConfig:
+    if config.grpc_port is None:
+        return config
+    from openbei.server.listen import settled
+
+    return settled(config)
 
 
 def _serve_here(engine_config: EngineConfig, config: ServerConfig, started_s: float) -> None:
@@ -129,7 +138,9 @@ def _serve_processes(engine_config: EngineConfig, config: ServerConfig, started_
 def _print_ready(url: str, facts: dict[str, Any], config: ServerConfig, kind: "Kind", seconds: float) -> None:
     from openbei.describe import curl, table
 
-    facts = {"address": url, "docs": f"{url}/docs", "listens_on": config.hostname} | facts
+    host = url.removeprefix("http://").rpartition(":")[0]
+    grpc = {} if config.grpc_port is None else {"grpc": f"{host}:{config.grpc_port}"}
+    facts = {"address": url, "docs": f"{url}/docs", "listens_on": config.hostname, **grpc} | facts
     if config.json_output:
         click.echo(orjson.dumps({"message": "ready", "seconds": round(seconds, 3), **facts}))
         return

@@ -48,9 +48,10 @@ class RemoteCore:
         await self._told.wait()
 
     def submit(self, job: Job, wait: bool = False) -> None:
-        """Send a job; all errors come through its future. Raises NotImplementedError if the caller would wait."""
-        if wait:
-            raise NotImplementedError("waiting for room is for callers in the engine's own process")
+        """Send a job; all errors come through its future.
+
+        wait: was for a permit of this process; what the engine process has no room for, it refuses all the same.
+        """
         number = next(self._numbers)
         self._call(self._send, number, job, frame(ask(number, job)))
 

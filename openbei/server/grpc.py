@@ -29,30 +29,30 @@ SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name
 
 
 class GrpcServer:
-    """Serves an engine over gRPC from start to stop, both in the running event loop. port: where it listens."""
+    """Serves an engine over gRPC from start to stop, all in one running event loop. port: where it listens.
+
+    Raises ConfigError if the address cannot be listened on.
+    """
 
     def __init__(self, engine: "Engine", config: "ServerConfig") -> None:
-        self.port = 0
-        self._config = config
-        self._host = Host(engine, config)
+        self._host, self._config = Host(engine, config), config
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", config.payload_limit),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(config.frontends > 0)),  # the kernel shares out its connections among them
                 ("grpc.http2.max_ping_strikes", 0),  # a client may ask as often as it likes whether we are there
             )
         )
-
-    async def start(self) -> None:
-        """Listen. Raises ConfigError if the address cannot be listened on."""
-        self._server.add_generic_rpc_handlers((*handlers(self._host), health.handler(self._host.engine)))
+        self._server.add_generic_rpc_handlers((*handlers(self._host), health.handler(engine)))
         reflection.enable_server_reflection((*SERVICES, health.SERVICE, reflection.SERVICE_NAME), self._server)
-        host, port = self._config.hostname, self._config.grpc_port
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        host, port = config.hostname, config.grpc_port
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port: int = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         except RuntimeError:
             raise ConfigError(f"cannot listen on grpc_port {port} of {host}") from None
+
+    async def start(self) -> None:
+        """Answer from now on."""
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:

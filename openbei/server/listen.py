@@ -4,8 +4,11 @@ Owns what may go wrong with an address; never touches what is served there.
 """
 
 import socket
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
+from openbei.config import ServerConfig
 from openbei.errors import ConfigError
 
 BACKLOG = 2048
@@ -38,6 +41,20 @@ def listen_shared(hostname: str, port: int, count: int) -> list[socket.socket]:
         one.bind(address)
         sockets.append(one)
     return sockets
+
+
+def settled(config: ServerConfig) -> ServerConfig:
+    """A config -> the same with a port for gRPC, if any, that is free and that its processes may share.
+
+    Raises ConfigError if the port is not free, or the packages are not installed.
+    """
+    if config.grpc_port is None:
+        return config
+    missing = [name for name in ("grpc", "grpc_health", "grpc_reflection") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"grpc_port needs openbei[grpc], which is not installed: there is no {', '.join(missing)}")
+    with listen(config.hostname, config.grpc_port) as listener:
+        return replace(config, grpc_port=listener.getsockname()[1])
 
 
 def url(listener: socket.socket) -> str:

@@ -18,6 +18,7 @@ from openbei.server.listen import listen, url
 
 if TYPE_CHECKING:
     from openbei.engine.engine import Engine
+    from openbei.server.grpc import GrpcServer
 
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep idle connections, so that they end them and not we
 GRACE_S = 10  # for clients that are slow to take their answer, after the engine has finished
@@ -76,6 +77,8 @@ class Server(uvicorn.Server):
             )
         )
         self.engine, self.before, self.on_ready = engine, before, on_ready
+        self.server_config = config
+        self.grpc: GrpcServer | None = None
         self.drainer = threading.Thread(target=self.drain, name="drain", daemon=True)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -83,7 +86,23 @@ class Server(uvicorn.Server):
         self.loop = asyncio.get_running_loop()
         await self.before()
         await super().startup(sockets=sockets)
+        if self.server_config.grpc_port is not None:
+            self.grpc = await self.start_grpc()
         self.on_ready()
+
+    async def start_grpc(self) -> "GrpcServer":
+        """Listen for gRPC too; what that needs is imported only here."""
+        from openbei.server.grpc import GrpcServer
+
+        server = GrpcServer(self.engine, self.server_config)
+        await server.start()
+        return server
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's hook: the engine is drained, and what is answered may still have to be sent."""
+        if self.grpc is not None:
+            await self.grpc.stop(0 if self.force_exit else GRACE_S)
+        await super().shutdown(sockets=sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's hook for signals; not calling its own keeps it from raising the signal again at the end.
@@ -98,6 +117,7 @@ class Server(uvicorn.Server):
             self.drainer.start()
         else:
             self.should_exit = self.force_exit = True
+            self.ending = self.grpc and asyncio.ensure_future(self.grpc.stop(0))
 
     def drain(self) -> None:
         """Wait for what is in flight while the socket still listens, so that others are told 503."""

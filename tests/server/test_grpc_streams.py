@@ -130,11 +130,11 @@ def house(tmp_path: Path) -> Iterator[Harness]:
     labels = Labels(("relevance",), "identity")
     made = harness(tmp_path, num_lanes=1, lane_tokens=2, labels=labels, max_concurrent_requests=2)
     yield made
-    made.engine.close()
+    made.close()
 
 
 def num_admitted(house: Harness) -> int:
-    return house.engine._num_admitted
+    return house.core.admission.num_taken
 
 
 def rank_request(word: int) -> pb.RerankStreamRequest:
