@@ -3,7 +3,7 @@
 import random
 import socket
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -183,9 +183,16 @@ def test_an_answer_too_large_for_a_message_is_refused_by_name(make: Make, monkey
                 future.result(WAIT_S)
 
 
-def test_calls_that_wait_for_room_are_refused(make: Make) -> None:
-    with pytest.raises(NotImplementedError, match="own process"):
-        make().engine.submit(Request(inputs=["w1"]), wait=True).result(WAIT_S)
+def test_a_call_waits_for_the_room_of_its_own_process(make: Make) -> None:
+    house = make(max_concurrent_requests=1)
+    first = submit(house.engine, "w1")
+    run = house.next_run()
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(house.engine.submit, Request(inputs=["w2"], options=RAW), wait=True)
+        run.finish()
+        assert first.result(WAIT_S).rows[0][0] == 1
+        house.next_run().finish()
+        assert second.result(WAIT_S).result(WAIT_S).rows[0][0] == 2
 
 
 # Messages
