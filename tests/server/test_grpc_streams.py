@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ import grpc.aio
 from openbei import errors
 from openbei.config import ServerConfig
 from openbei.engine.request import Request, Result
-from openbei.server.grpc_calls import WAITING_THREADS, Call, Host, in_order
+from openbei.server.grpc_calls import WAITING_THREADS, Call, Host, Served, in_order
 from openbei.weights.checkpoint import Labels
 from openbei.wire import tei_pb2 as pb
 from tests.engine.fakes import Harness, harness, words
@@ -201,6 +202,32 @@ async def test_a_client_that_leaves_while_it_waits_for_room_takes_none(
     assert sum(count for _, count in house.engine.metrics.request_count.samples()) <= 2 + WAITING_THREADS + 1
 
 
+class Blocking(FakeEngine):
+    """Whoever may wait waits until there is room."""
+
+    def __init__(self) -> None:
+        super().__init__("reranker")
+        self.hold, self.asked, self.room = True, threading.Event(), threading.Event()
+
+    def submit(self, request: Request, wait: bool = False) -> Future[Result]:
+        self.asked.set()
+        assert self.room.wait(WAIT_S)
+        return super().submit(request, wait)
+
+
+@in_loop
+async def test_what_is_admitted_after_its_client_left_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Blocking()
+    async with served(engine) as client:
+        with caplog.at_level(logging.DEBUG, "openbei.server"):
+            call = client.Rerank.Rerank(pb.RerankRequest(query="a", texts=["b"]))
+            await until(engine.asked.is_set)
+            call.cancel()
+            await until(lambda: "CANCELLED" in caplog.text)
+        engine.room.set()
+        await until(lambda: engine.held and engine.held[0].cancelled())
+
+
 # Messages that fail
 
 
@@ -316,6 +343,26 @@ async def test_clients_that_leave_are_nothing_for_the_log(caplog: pytest.LogCapt
             stream.cancel()
         await until(lambda: not client.server._host.readers)
     assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+class Gone:
+    """The context of an rpc whose client has left: what is written to it raises."""
+
+    def time_remaining(self) -> None:
+        return None
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+
+@in_loop
+async def test_what_a_write_to_a_client_that_left_raises_is_a_cancel() -> None:
+    """Or gRPC would log it with its trace."""
+    host = Host(FakeEngine(), ServerConfig())  # type: ignore[arg-type]
+    with pytest.raises(asyncio.CancelledError):
+        async with Served(host, "Embed/EmbedStream", Gone(), waits=True):
+            raise grpc.aio.InternalError("cannot write")
+    host.close()
 
 
 # The end
