@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection import aio as aio_reflection
 
 from openbei.engine.request import Result
 from openbei.errors import ConfigError, MalformedBody
 from openbei.server import grpc_health as health
 from openbei.server.answers import cost
-from openbei.server.grpc_calls import Call, Context, Host, Served, in_order
+from openbei.server.grpc_calls import Answering, Call, Context, Shared, in_order
 from openbei.server.grpc_rpcs import RPCS, Rpc, rerank_stream
 from openbei.wire import tei_pb2 as pb
 
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     from openbei.config import ServerConfig
     from openbei.engine.engine import Engine
 
-SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+SERVICES = (
+    *(service.full_name for service in pb.DESCRIPTOR.services_by_name.values()),
+    health.SERVICE,
+    *REFLECTION,
+)
 
 
 class GrpcServer:
@@ -35,7 +41,7 @@ class GrpcServer:
     """
 
     def __init__(self, engine: "Engine", config: "ServerConfig") -> None:
-        self._host, self._config = Host(engine, config), config
+        self._shared, self._config = Shared(engine, config), config
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", config.payload_limit),
@@ -43,8 +49,7 @@ class GrpcServer:
                 ("grpc.http2.max_ping_strikes", 0),  # a client may ask as often as it likes whether we are there
             )
         )
-        self._server.add_generic_rpc_handlers((*handlers(self._host), health.handler(engine)))
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE, reflection.SERVICE_NAME), self._server)
+        self._server.add_generic_rpc_handlers((*handlers(self._shared), health.handler(engine), *reflection()))
         host, port = config.hostname, config.grpc_port
         try:
             self.port: int = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -57,28 +62,28 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Take nothing more, and return when what was read is answered, at the latest after grace_s seconds."""
-        self._host.stop_reading()
+        self._shared.stop_reading()
         await self._server.stop(grace_s)
-        self._host.close()
+        self._shared.close()
 
 
-def handlers(host: Host) -> list[Any]:
+def handlers(shared: Shared) -> list[Any]:
     """Every rpc of tei.v1, a handler a service."""
     methods: dict[str, dict[str, Any]] = {service: {} for service in pb.DESCRIPTOR.services_by_name}
     for rpc in RPCS:
-        methods[rpc.service][rpc.name] = grpc.unary_unary_rpc_method_handler(unary(host, rpc))
+        methods[rpc.service][rpc.name] = grpc.unary_unary_rpc_method_handler(unary(shared, rpc))
         if rpc.stream:
-            methods[rpc.service][f"{rpc.name}Stream"] = grpc.stream_stream_rpc_method_handler(stream(host, rpc))
-    methods["Rerank"]["RerankStream"] = grpc.stream_unary_rpc_method_handler(client_stream(host))
+            methods[rpc.service][f"{rpc.name}Stream"] = grpc.stream_stream_rpc_method_handler(stream(shared, rpc))
+    methods["Rerank"]["RerankStream"] = grpc.stream_unary_rpc_method_handler(client_stream(shared))
     return [grpc.method_handlers_generic_handler(f"tei.v1.{name}", found) for name, found in methods.items()]
 
 
-def unary(host: Host, rpc: Rpc) -> Callable[[bytes, Context], Awaitable[bytes]]:
+def unary(shared: Shared, rpc: Rpc) -> Callable[[bytes, Context], Awaitable[bytes]]:
     """One message in, one out."""
     path, parse = f"{rpc.service}/{rpc.name}", parser(rpc.service, rpc.name)
 
     async def handler(data: bytes, context: Context) -> bytes:
-        async with Served(host, path, context, rpc.waits) as call:
+        async with Answering(shared, path, context, rpc.waits) as call:
             message = parse(data)
             result = await (await rpc.begin(call, message))
             if isinstance(result, Result):
@@ -88,13 +93,13 @@ def unary(host: Host, rpc: Rpc) -> Callable[[bytes, Context], Awaitable[bytes]]:
     return handler
 
 
-def stream(host: Host, rpc: Rpc) -> Callable[[AsyncIterable[bytes], Context], Awaitable[None]]:
+def stream(shared: Shared, rpc: Rpc) -> Callable[[AsyncIterable[bytes], Context], Awaitable[None]]:
     """Messages in, one out for each, in order."""
     path, parse = f"{rpc.service}/{rpc.name}Stream", parser(rpc.service, rpc.name)
 
     async def handler(messages: AsyncIterable[bytes], context: Context) -> None:
         async with (
-            Served(host, path, context, True) as call,
+            Answering(shared, path, context, True) as call,
             aclosing(in_order(call, (parse(data) async for data in messages), rpc.begin)) as answered,
         ):
             async for message, result in answered:
@@ -103,12 +108,12 @@ def stream(host: Host, rpc: Rpc) -> Callable[[AsyncIterable[bytes], Context], Aw
     return handler
 
 
-def client_stream(host: Host) -> Callable[[AsyncIterable[bytes], Context], Awaitable[bytes]]:
+def client_stream(shared: Shared) -> Callable[[AsyncIterable[bytes], Context], Awaitable[bytes]]:
     """RerankStream: messages in, one out for all of them."""
     parse = parser("Rerank", "RerankStream")
 
     async def handler(messages: AsyncIterable[bytes], context: Context) -> bytes:
-        async with Served(host, "Rerank/RerankStream", context, True) as call:
+        async with Answering(shared, "Rerank/RerankStream", context, True) as call:
             answer, result = await rerank_stream(call, (parse(data) async for data in messages))
             await context.send_initial_metadata(headers(call, result))
             return answer
@@ -133,3 +138,13 @@ def parser(service: str, name: str) -> Callable[[bytes], Any]:
 def headers(call: Call, result: Result) -> tuple[tuple[str, str], ...]:
     """What an answer cost, as over HTTP."""
     return tuple(cost(call.engine, call.arrived_s, result).items())
+
+
+def reflection() -> list[Any]:
+    """What tools ask for the services and their messages, under its new name and its old: the messages are the same."""
+    rpc = grpc.stream_stream_rpc_method_handler(
+        aio_reflection.ReflectionServicer(SERVICES).ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return [grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": rpc}) for name in REFLECTION]

@@ -31,7 +31,7 @@ Begin = Callable[["Call", Any], Awaitable[asyncio.Future[Any]]]
 Context = Any  # grpc.aio.ServicerContext
 
 
-class Host:
+class Shared:
     """What the rpcs of one server share: the engine, threads for those who wait for room, the streams being read."""
 
     def __init__(self, engine: "Engine", config: "ServerConfig") -> None:
@@ -53,7 +53,7 @@ class Host:
 class Call:
     """One rpc. waits: for room in the engine, instead of being refused. Times are those of time.monotonic()."""
 
-    host: Host
+    shared: Shared
     arrived_s: float
     deadline_s: float | None
     waits: bool
@@ -61,7 +61,7 @@ class Call:
     @property
     def engine(self) -> "Engine":
         """The engine that is served."""
-        return self.host.engine
+        return self.shared.engine
 
     async def submit(self, request: Request) -> asyncio.Future[Result]:
         """A Request, once it is admitted -> the future of its Result; cancelling that reaches the engine.
@@ -71,7 +71,7 @@ class Call:
         request = replace(request, deadline_s=self.deadline_s)
         if not self.waits:
             return asyncio.wrap_future(self.engine.submit(request))
-        admitted: Future[Any] = self.host.waiting.submit(self.engine.submit, request, wait=True)
+        admitted: Future[Any] = self.shared.waiting.submit(self.engine.submit, request, wait=True)
         try:
             return asyncio.wrap_future(await asyncio.wrap_future(admitted))
         except asyncio.CancelledError:
@@ -79,17 +79,17 @@ class Call:
             raise
 
 
-class Served:
+class Answering:
     """The frame of an rpc: its Call, when the key is right; and whatever is raised in it becomes its status."""
 
-    def __init__(self, host: Host, path: str, context: Context, waits: bool) -> None:
+    def __init__(self, shared: Shared, path: str, context: Context, waits: bool) -> None:
         now_s, left_s = time.monotonic(), context.time_remaining()
         self._path, self._context = path, context
-        self._call = Call(host, now_s, None if left_s is None else now_s + left_s, waits)
+        self._call = Call(shared, now_s, None if left_s is None else now_s + left_s, waits)
 
     async def __aenter__(self) -> Call:
         try:
-            check_key(dict(self._context.invocation_metadata()), self._call.host.config.api_key)
+            check_key(dict(self._context.invocation_metadata()), self._call.shared.config.api_key)
         except errors.Unauthorized as error:
             await self._fail(error)
         return self._call
@@ -133,7 +133,7 @@ async def in_order(call: Call, messages: AsyncIterable[Any], begin: Begin) -> As
     The next message is read when the last one is admitted, and fewer than grpc_max_parallel_stream_requests are not
     yet taken from here. Close it (contextlib.aclosing), so that what is left is cancelled.
     """
-    slots = asyncio.Semaphore(call.host.config.grpc_max_parallel_stream_requests)
+    slots = asyncio.Semaphore(call.shared.config.grpc_max_parallel_stream_requests)
     begun: asyncio.Queue[tuple[Any, asyncio.Future[Any]] | Exception | None] = asyncio.Queue()
 
     async def read() -> None:
@@ -149,7 +149,7 @@ async def in_order(call: Call, messages: AsyncIterable[Any], begin: Begin) -> As
             begun.put_nowait(error)
 
     reader = asyncio.create_task(read())
-    call.host.readers.add(reader)
+    call.shared.readers.add(reader)
     try:
         while (item := await begun.get()) is not None:
             if isinstance(item, Exception):
@@ -158,7 +158,7 @@ async def in_order(call: Call, messages: AsyncIterable[Any], begin: Begin) -> As
             yield message, await result
             slots.release()
     finally:
-        call.host.readers.discard(reader)
+        call.shared.readers.discard(reader)
         reader.cancel()
         while not begun.empty():
             if isinstance(item := begun.get_nowait(), tuple):

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from openbei import __version__, errors
@@ -534,6 +535,13 @@ async def test_reflection() -> None:
                 return database.get_services(), database.FindFileContainingSymbol("tei.v1.Embed")
 
         services, file = await asyncio.to_thread(ask)
+        newer = client.channel.stream_stream(
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            reflection_pb2.ServerReflectionRequest.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        (answer,) = await gathered(newer(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
+        assert [one.name for one in answer.list_services_response.service] == list(services)
     assert {f"tei.v1.{name}" for name in ("Info", "Embed", "Predict", "Rerank", "Tokenize")} <= set(services)
-    assert {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} <= set(services)
+    assert {"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"} <= set(services)
     assert file.SerializeToString() == pb.DESCRIPTOR.serialized_pb

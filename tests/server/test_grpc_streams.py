@@ -19,7 +19,7 @@ import grpc.aio
 from openbei import errors
 from openbei.config import ServerConfig
 from openbei.engine.request import Request, Result
-from openbei.server.grpc_calls import WAITING_THREADS, Call, Host, Served, in_order
+from openbei.server.grpc_calls import WAITING_THREADS, Answering, Call, Shared, in_order
 from openbei.weights.checkpoint import Labels
 from openbei.wire import tei_pb2 as pb
 from tests.engine.fakes import Harness, harness, words
@@ -111,15 +111,15 @@ async def test_no_more_is_read_while_answers_are_not_taken() -> None:
     async def begin(call: Call, message: pb.EmbedRequest) -> asyncio.Future[Result]:
         return await call.submit(Request(inputs=[message.inputs]))
 
-    host = Host(engine, ServerConfig(grpc_max_parallel_stream_requests=3))  # type: ignore[arg-type]
-    async with aclosing(in_order(Call(host, 0.0, None, waits=True), messages(), begin)) as answered:
+    shared = Shared(engine, ServerConfig(grpc_max_parallel_stream_requests=3))  # type: ignore[arg-type]
+    async with aclosing(in_order(Call(shared, 0.0, None, waits=True), messages(), begin)) as answered:
         for num_taken in (1, 2, 3):
             await anext(answered)
             await until(lambda num_taken=num_taken: num_read == num_taken + 2)
             for _ in range(100):
                 await asyncio.sleep(0)
             assert num_read == num_taken + 2
-    host.close()
+    shared.close()
 
 
 # Waiting for room
@@ -187,7 +187,7 @@ async def test_a_client_that_leaves_while_it_waits_for_room_takes_none(
         first = asyncio.ensure_future(client.Rerank.RerankStream(rank_request(word) for word in (1, 2)))
         await until(lambda: num_admitted(house) == 2)
         leaving = [client.Rerank.Rerank(pb.RerankRequest(query="w3", texts=["w3"])) for _ in range(WAITING_THREADS + 9)]
-        waiting = client.server._host.waiting._work_queue
+        waiting = client.server._shared.waiting._work_queue
         await until(lambda: waiting.qsize() == 9)  # those that have no thread to wait in
         with caplog.at_level(logging.DEBUG, "openbei.server"):
             for one in leaving:
@@ -341,7 +341,7 @@ async def test_clients_that_leave_are_nothing_for_the_log(caplog: pytest.LogCapt
             stream = client.Embed.EmbedAllStream(endless())
             await stream.read()
             stream.cancel()
-        await until(lambda: not client.server._host.readers)
+        await until(lambda: not client.server._shared.readers)
     assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
@@ -358,11 +358,11 @@ class Gone:
 @in_loop
 async def test_what_a_write_to_a_client_that_left_raises_is_a_cancel() -> None:
     """Or gRPC would log it with its trace."""
-    host = Host(FakeEngine(), ServerConfig())  # type: ignore[arg-type]
+    shared = Shared(FakeEngine(), ServerConfig())  # type: ignore[arg-type]
     with pytest.raises(asyncio.CancelledError):
-        async with Served(host, "Embed/EmbedStream", Gone(), waits=True):
+        async with Answering(shared, "Embed/EmbedStream", Gone(), waits=True):
             raise grpc.aio.InternalError("cannot write")
-    host.close()
+    shared.close()
 
 
 # The end
@@ -379,7 +379,7 @@ async def test_stopping_answers_what_was_read_and_ends_streams_that_stay_open() 
             await stream.write(message)
         await until(lambda: len(engine.held) == 3)
         stopping = asyncio.ensure_future(client.server.stop(WAIT_S))
-        await until(lambda: not client.server._host.readers or engine.held)
+        await until(lambda: not client.server._shared.readers or engine.held)
         for one, request in zip(engine.held, engine.requests, strict=True):
             engine.resolve(one, request)
         assert list((await call).embeddings) == answers(1)[0]
