@@ -111,7 +111,8 @@ def _serve_here(engine_config: EngineConfig, config: ServerConfig, started_s: fl
     from openbei.engine.start import start
 
     # Importing the web framework takes as long as a tenth of a start; meanwhile OpenVINO compiles.
-    threading.Thread(target=import_module, args=("openbei.server.serve",)).start()
+    for name in ("serve",) if config.grpc_port is None else ("serve", "grpc"):
+        threading.Thread(target=import_module, args=(f"openbei.server.{name}",)).start()
     with start(checkpoint, engine_config) as engine:
         from openbei.server.serve import serve as serve_engine
 

@@ -41,7 +41,7 @@ class GrpcServer:
     """
 
     def __init__(self, engine: "Engine", config: "ServerConfig") -> None:
-        self._shared, self._config = Shared(engine, config), config
+        self._shared = Shared(engine, config)
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", config.payload_limit),
