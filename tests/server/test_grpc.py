@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("grpc", reason="openbei[grpc] is not installed")
+pytest.importorskip("grpc_tools", reason="grpcio-tools, of the test extra, is not installed")
 
 import grpc
 import grpc.aio

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("grpc", reason="openbei[grpc] is not installed")
+pytest.importorskip("grpc_tools", reason="grpcio-tools, of the test extra, is not installed")
 
 import grpc
 import grpc.aio
