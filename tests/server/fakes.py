@@ -84,7 +84,7 @@ class FakeEngine:
 
     def __init__(self, kind: Kind = "embedding", **config: object) -> None:
         self.config = EngineConfig(**{"max_client_batch_size": 4, **config})
-        self.info, self.status = replace(INFO, kind=kind, labels=LABELS[kind]), "ready"
+        self.info, self.status = replace(INFO, kind=kind, labels=LABELS[kind], multi_dim=DIM), "ready"
         self.metrics = Metrics(INFO.max_input_length)
         self.requests: list[Request] = []
         self.hold = False
