@@ -13,8 +13,10 @@ from openbei.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16", "bf16", "fp16", "fp8"]
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
-DefaultRoute = Literal["/v1/embeddings", "/embed", "/predict", "/rerank", "/predict_tokens"]
-PoolingFlag = Literal["cls", "mean", "last-token"]
+DefaultRoute = Literal[
+    "/v1/embeddings", "/embed", "/embed_sparse", "/v1/multi-vector", "/predict", "/rerank", "/predict_tokens"
+]
+PoolingFlag = Literal["cls", "mean", "last-token", "splade"]
 
 
 def _flag(default: Any, text: str, *, minimum: int | None = None, secret: bool = False) -> Any:
@@ -33,7 +35,7 @@ class EngineConfig:
         "auto",
         "Precision: auto takes bfloat16 where the device has it; fp8 is for GPUs; a CPU computes float16 in float32",
     )
-    pooling: PoolingFlag | None = _flag(None, "cls, mean or last-token; the model's own files if not set")
+    pooling: PoolingFlag | None = _flag(None, "cls, mean, last-token or splade; the model's own files if not set")
     tokenization_workers: int | None = _flag(None, "Tokenizer threads; one a core if not set", minimum=1)
     max_concurrent_requests: int = _flag(8192, "Inputs admitted at once; more is answered 429", minimum=1)
     max_batch_tokens: int | None = _flag(None, "Tokens in one forward; by device if not set", minimum=1)

@@ -9,12 +9,14 @@ from typing import Any
 from openbei.config import EngineConfig
 from openbei.engine.request import EngineInfo, Kind
 from openbei.model.spec import Dense, Model, ModelSpec, num_parameters
-from openbei.weights.checkpoint import Checkpoint, Labels
+from openbei.weights.checkpoint import Checkpoint
 
 Facts = dict[str, Any]
 
 EXAMPLES: dict[Kind, tuple[str, str]] = {  # path and body of a first request
     "embedding": ("/v1/embeddings", '{"input": "The sky is blue."}'),
+    "sparse": ("/embed_sparse", '{"inputs": "The sky is blue."}'),
+    "multi_vector": ("/v1/multi-vector", '{"input": "The sky is blue."}'),
     "classifier": ("/predict", '{"inputs": "The sky is blue."}'),
     "reranker": ("/rerank", '{"query": "colour of the sky", "texts": ["Grass is green.", "The sky is blue."]}'),
     "token_classifier": ("/predict_tokens", '{"inputs": "Ada lives in Paris.", "aggregation_strategy": "simple"}'),
@@ -29,7 +31,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> Facts:
         "revision": checkpoint.revision,
         "folder": str(checkpoint.folder),
         **model_facts(model),
-        **labels_facts(checkpoint.labels),
+        **labels_facts(checkpoint),
         "max_input_length": text.max_length,
         "lower_case": text.lower_case,
         "prompts": dict(text.prompts),
@@ -54,19 +56,26 @@ def model_facts(model: Model) -> Facts:
         "positions": spec.num_positions,
         "position_kind": _position_kind(spec),
         "attention": _attention(spec),
-        "pooling": model.pooling,
+        "pooling": "splade" if model.num_logs else model.pooling,
         "dense": [_dense(dense) for dense in model.dense],
         "normalize": None if model.head else model.normalize,
         "embedding_dim": None if model.head else model.embedding_dim,
     }
 
 
-def labels_facts(labels: Labels | None) -> Facts:
-    """A head's labels -> what the model does with a text, their names, and how their scores are made."""
+def labels_facts(checkpoint: Checkpoint) -> Facts:
+    """What the model does with a text; the names of a head's labels, and how their scores are made."""
+    labels = checkpoint.labels
     if labels is None:
-        return {"task": "embed", "labels": [], "scores": None}
+        return {"task": _embedding_task(checkpoint.model), "labels": [], "scores": None}
     task = "classify tokens" if labels.per_token else "rerank" if labels.reranker else "classify"
     return {"task": task, "labels": list(labels.names), "scores": labels.activation}
+
+
+def _embedding_task(model: Model) -> str:
+    vector = "embed sparse" if model.num_logs else "embed" if model.pooling else None
+    tasks = (vector, "embed sparse" if model.weigher else None, "embed by token" if model.multi else None)
+    return ", ".join(filter(None, tasks))
 
 
 def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo) -> Facts:
@@ -110,7 +119,10 @@ def curl(url: str, kind: Kind, with_key: bool) -> str:
 def _output(checkpoint: Checkpoint) -> str:
     labels = checkpoint.labels
     if labels is None:
-        return f"{checkpoint.model.pooling} pooling"
+        model = checkpoint.model
+        if model.num_logs:
+            return "sparse vectors of words (SPLADE)"
+        return f"{model.pooling} pooling" if model.pooling else f"{model.multi_dim} values a token"
     return f"{len(labels.names)} label{'s' if len(labels.names) > 1 else ''}{' a token' if labels.per_token else ''}"
 
 

@@ -69,13 +69,14 @@ NORMS += ("layer_norm_1.weight", "layer_norm_2.weight")
 def network(family: str, kind: str = "", **changes: Any) -> PreTrainedModel:
     """A transformers model with weights N(0, 0.2) and norms 1 + N(0, 0.2), always the same. changes: config keys.
 
-    kind: "Sequence" or "Token" for the family's ForSequenceClassification or ForTokenClassification.
+    kind: "Sequence", "Token" or "MaskedLM" for the family's ForSequenceClassification and so on.
     """
     tiny = ALL[family]
     rows = tiny.tokenizer().get_vocab_size() + SPARE_ROWS
     made = tiny.model
     if kind:
-        made = getattr(transformers, f"{made.__name__.removesuffix('Model')}For{kind}Classification")
+        task = kind if kind == "MaskedLM" else f"{kind}Classification"
+        made = getattr(transformers, f"{made.__name__.removesuffix('Model')}For{task}")
     model: PreTrainedModel = made(tiny.config(**{"vocab_size": rows, **tiny.keys, **changes})).eval()
     generator = torch.Generator().manual_seed(20)
     with torch.no_grad():

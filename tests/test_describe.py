@@ -6,7 +6,7 @@ import pytest
 
 from openbei.describe import checkpoint_facts, precision_reason, table
 from openbei.weights.load import load
-from tests import families
+from tests import families, splade
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ def test_positions_and_attention(family: str, position_kind: str, attention: str
     assert (facts["position_kind"], facts["attention"]) == (position_kind, attention)
     assert (facts["task"], facts["labels"]) == ("embed", [])
     assert facts["gated"] is (family != "bert")
+
+
+def test_what_embeds_in_other_ways(tmp_path: Path) -> None:
+    facts = checkpoint_facts(load(str(splade.save(tmp_path, "distilbert"))))
+    assert (facts["task"], facts["pooling"], facts["embedding_dim"]) == ("embed sparse", "splade", facts["vocab_size"])
 
 
 @pytest.mark.parametrize(

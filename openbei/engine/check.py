@@ -11,6 +11,8 @@ from openbei.errors import BatchTooLarge, EmptyInput, InvalidInput, ModelError, 
 
 MODELS: dict[Kind, str] = {
     "embedding": "an embedding model",
+    "sparse": "a SPLADE model",
+    "multi_vector": "a model of multi-vectors",
     "classifier": "a classifier",
     "reranker": "a reranker",
     "token_classifier": "a token classifier",
@@ -45,10 +47,13 @@ def check_sizes(inputs: Sequence[Input], max_inputs: int) -> None:
 
 
 def check_options(request: Request, info: EngineInfo) -> None:
-    """Raise InvalidInput or UnknownPrompt for options that this model does not have."""
+    """Raise InvalidInput, UnknownPrompt or WrongTask for options that this model does not have."""
+    if info.kind == "sparse" and request.task == "embed" and request.options.normalize:
+        raise WrongTask("the model is a SPLADE model, whose vectors are not normalised: ask with normalize false")
     dimensions = request.options.dimensions
-    if dimensions is not None and not 1 <= dimensions <= info.embedding_dim:
-        raise InvalidInput(f"dimensions must be 1 to {info.embedding_dim}, got {dimensions}")
+    most = info.multi_dim if request.task == "embed_multi" else info.embedding_dim
+    if dimensions is not None and not 1 <= dimensions <= most:
+        raise InvalidInput(f"dimensions must be 1 to {most}, got {dimensions}")
     check_prompt(request.options.prompt_name, info)
 
 

@@ -47,7 +47,9 @@ class LocalCore:
     ) -> None:
         self._spec, self._metrics, self._clock = checkpoint.model.spec, metrics, clock
         labels = checkpoint.labels
-        self._by_token: set[Output] = {"states", "labels"} if labels and labels.per_token else {"states"}
+        self._by_token: set[Output] = {"states", "weights", "multi"}
+        if labels and labels.per_token:
+            self._by_token.add("labels")
         self._make_executor = make_executor
         self._executor = make_executor()
         self.device = self._executor.device

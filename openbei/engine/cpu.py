@@ -47,7 +47,7 @@ class CpuExecutor:
         self._options = CompileOptions(chosen, lanes, cores)
         self._compiling = threading.Lock()
         self._graphs: dict[Output, Graphs] = {}
-        self._graphs_of("labels" if model.head else "vectors")
+        self._graphs_of(model.main_output)
 
     def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
         """Batch -> rows as Executor says; threads may call it at once, one a lane."""

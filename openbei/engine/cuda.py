@@ -83,8 +83,8 @@ class CudaExecutor:
         dtype = "bfloat16" if precision == "fp8" else precision
         self._model = CudaModel(model, Placement(machine.location, dtype, fp8=precision == "fp8"))
         self._machine = machine
-        self._output: Output = "labels" if model.head else "vectors"
-        self._labels_tokens = model.head is not None and model.head.per_token
+        self._output = model.main_output
+        self._is_by_token = model.is_by_token
         self._sizes = buckets(model.spec.max_length)
         self._max_tokens = 1 << 62  # lowered when memory runs out
         if num_tracks is None:
@@ -135,8 +135,7 @@ class CudaExecutor:
                 track.words[: len(words)].copy_(words, non_blocking=True)
                 graph.replay()
                 answer = graph.rows
-            by_token = output == "states" or self._labels_tokens
-            answer = answer[: num_tokens if by_token else num_sequences]
+            answer = answer[: num_tokens if self._is_by_token(output) else num_sequences]
             rows = _host_rows(answer, slot)
             rows.copy_(answer, non_blocking=True)
             return rows, track.stream.mark()

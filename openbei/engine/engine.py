@@ -8,6 +8,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Self
 
 from openbei.engine.admission import Status
@@ -18,6 +19,7 @@ from openbei.engine.metrics import Metrics
 from openbei.engine.pending import Pending
 from openbei.engine.request import Chat, Request, Result, Task, Tokenized, num_characters
 from openbei.engine.settle import Served
+from openbei.engine.sparse import Tokens
 from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
 from openbei.engine.tokens import tokenized, tokens_of
 from openbei.errors import RequestError, Unhealthy
@@ -29,6 +31,8 @@ INLINE_CHARACTERS = 2048  # so few are tokenised (0.2 ms) sooner than another th
 OUTPUTS: dict[Task, Output] = {  # what the executor is asked for; tasks of one output share batches
     "embed": "vectors",
     "embed_tokens": "states",
+    "embed_sparse": "weights",  # but of SPLADE its vectors
+    "embed_multi": "multi",
     "classify": "labels",
     "rerank": "labels",
     "classify_tokens": "labels",
@@ -45,8 +49,10 @@ class Engine(LocalCalls):
     def __init__(self, served: Served, core: Core, metrics: Metrics, clock: Clock = time.monotonic) -> None:
         self.config, self.info, self.metrics = served.config, served.info, metrics
         self._prompt, self._core, self._clock = served.prompt, core, clock
-        self._activation = served.labels.activation if served.labels else "identity"
-        self._tokenizer = Tokenizer(served.text)
+        self._activation, self._by_token = served.activation, served.by_token
+        self._tokenizer = self._query_tokenizer = Tokenizer(served.text)
+        if served.text.max_query_length is not None:
+            self._query_tokenizer = Tokenizer(replace(served.text, max_length=served.text.max_query_length))
         check_vocabulary(self._tokenizer.vocab_size, self.info.vocab_size)
         self._tokenizers = ThreadPoolExecutor(self.info.tokenization_workers, "tokenizer")
 
@@ -136,8 +142,11 @@ class Engine(LocalCalls):
         try:
             encoded = self._encode(pending)
             pending.tokenized([len(one.ids) for one in encoded], self._clock())
-            output, deadline_s = OUTPUTS[pending.request.task], pending.request.deadline_s
+            task, deadline_s = pending.request.task, pending.request.deadline_s
+            output = "vectors" if self.info.kind == "sparse" else OUTPUTS[task]
             ids = [array("i", one.ids) for one in encoded]  # int32: a lane packs them sooner than lists
+            if output in ("weights", "multi"):
+                pending.ids = Tokens(ids, self._by_token)
             job = Job(ids, [one.type_ids for one in encoded], output, deadline_s)
             job.future.add_done_callback(lambda future: self._resolve(pending, future))
             pending.future.add_done_callback(lambda _: job.future.cancel())
@@ -157,7 +166,8 @@ class Engine(LocalCalls):
             ]
             return encoded
         prompt = self._prompt if options.prompt_name is None else self.info.prompts[options.prompt_name]
-        return self._tokenizer.encode(inputs, truncation, prompt)
+        tokenizer = self._query_tokenizer if options.is_query else self._tokenizer
+        return tokenizer.encode(inputs, truncation, prompt)
 
     def _resolve(self, pending: Pending, future: Future[Answer]) -> None:
         if future.cancelled():

@@ -36,7 +36,8 @@ class Executor(Protocol):
     device: Device
 
     def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
-        """Batch -> pooled vectors (B, embedding_dim), not normalised; states (T, C); or labels (B, L), (T, L) by token.
+        """Batch -> rows, as Model.is_by_token says: vectors (B, embedding_dim), labels (B, L) or (T, L), states (T, C),
+        weights (T, 1), multi (T, embedding_dim); none normalised, and of SPLADE before any logarithm.
 
         alone: nothing else runs or will until this returns, so the whole device may work on it; never if not divided.
         """

@@ -22,7 +22,7 @@ from openbei.engine.request import (
     Pair,
     Request,
     Result,
-    Rows,
+    SparseVector,
     Task,
     with_chats,
 )
@@ -59,6 +59,14 @@ class LocalCalls(ABC):
         """Texts -> of each the last hidden state of every token, float32 (n, C), specials and prompt included."""
         return [rows for part in self._chunks(texts, "embed_tokens", Options(**options)) for rows in part]
 
+    def embed_sparse(self, texts: Sequence[str], **options: Any) -> list[SparseVector]:
+        """Texts -> of each the words or tokens of the vocabulary that it is about. Raises WrongTask, RequestError."""
+        return [row for part in self._chunks(texts, "embed_sparse", Options(**options)) for row in part]
+
+    def embed_multi(self, texts: Sequence[str], **options: Any) -> list[Floats]:
+        """Texts -> of each a vector for every token that counts, float32 (m, D). Raises WrongTask, RequestError."""
+        return [rows for part in self._chunks(texts, "embed_multi", Options(**options)) for rows in part]
+
     def rerank(
         self, query: str, texts: Sequence[str], raw_scores: bool = False, prompt_name: str | None = None
     ) -> Floats:
@@ -82,7 +90,7 @@ class LocalCalls(ABC):
 
     def _chunks(
         self, inputs: Iterable[Input], task: Task, options: Options, window: int = WINDOW_INPUTS
-    ) -> Iterator[Rows]:
+    ) -> Iterator[Any]:
         chunk = min(CHUNK_INPUTS, self.config.max_client_batch_size, window)
         source, futures = iter(inputs), deque[Future[Result]]()
         try:

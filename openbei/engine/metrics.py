@@ -220,7 +220,7 @@ def method(request: Request) -> str:
 
 def embeds(request: Request) -> bool:
     """True for the tasks that te_embed_* count; te_predict_* count the others."""
-    return request.task in ("embed", "embed_tokens")
+    return request.task in ("embed", "embed_tokens", "embed_sparse", "embed_multi")
 
 
 def failure(request: Request, error: BaseException | None) -> str | None:

@@ -10,12 +10,14 @@ from openbei.engine.finish import Activation, finished
 from openbei.engine.job import Answer, Span
 from openbei.engine.metrics import InputTimes
 from openbei.engine.request import Request, Result, Timings, Token, Usage, num_characters
+from openbei.engine.sparse import NO_TOKENS, Tokens
 
 
 class Pending:
     """One admitted Request. submitted_s: time.monotonic(); activation: of the model's labels.
 
-    times: one InputTimes an input, once resolved. tokens: of each input, where the task answers with them.
+    times: one InputTimes an input, once resolved. tokens: of each input, where the task answers with them; ids: all
+    ids, where the task's rows go by them.
     """
 
     def __init__(self, request: Request, submitted_s: float, activation: Activation = "identity") -> None:
@@ -23,6 +25,7 @@ class Pending:
         self.future: Future[Result] = Future()
         self.times: list[InputTimes] = []
         self.tokens: list[list[Token]] = []
+        self.ids: Tokens = NO_TOKENS
         self._activation = activation
         self._submitted_s = self._tokenized_s = submitted_s
         self._lengths: list[int] = []
@@ -33,7 +36,7 @@ class Pending:
 
     def resolve(self, answer: Answer, now_s: float) -> Result | None:
         """The core's Answer -> the Result, given to the client; None if it left. Raises InferenceFailed on NaN."""
-        rows = finished(self.request.task, answer.rows, self.request.options, self._activation)
+        rows = finished(self.request.task, answer.rows, self.request.options, self._activation, self.ids)
         result = Result(rows, self._usage(), self._timings(answer.spans, now_s), self.tokens)
         try:
             self.future.set_result(result)

@@ -42,9 +42,18 @@ class Chat(tuple[Message, ...]):
 
 Input = str | Sequence[int] | Pair | Chat
 Direction = Literal["right", "left"]
-Task = Literal["embed", "embed_tokens", "classify", "rerank", "classify_tokens"]
-Kind = Literal["embedding", "classifier", "reranker", "token_classifier"]
-Rows = NDArray[np.float32] | list[NDArray[np.float32]]
+Task = Literal["embed", "embed_tokens", "embed_sparse", "embed_multi", "classify", "rerank", "classify_tokens"]
+Kind = Literal["embedding", "sparse", "multi_vector", "classifier", "reranker", "token_classifier"]
+
+
+class SparseVector(NamedTuple):
+    """What of a vector over the vocabulary is not 0. indices: int32 (K,), ascending; values: float32 (K,)."""
+
+    indices: NDArray[np.int32]
+    values: NDArray[np.float32]
+
+
+Rows = NDArray[np.float32] | list[NDArray[np.float32]] | list[SparseVector]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +66,7 @@ class Options:
     raw_scores: logits as they are, instead of the scores that the model's activation makes of them.
     max_tokens: an input's limit, where below the model's own. max_second_tokens: that of a pair's second text, which is
     always cut to it, at its end.
+    is_query: of embed_multi, that the inputs are queries and no documents, some of whose tokens may have no vector.
     """
 
     truncate: bool | None = None
@@ -67,6 +77,7 @@ class Options:
     raw_scores: bool = False
     max_tokens: int | None = None
     max_second_tokens: int | None = None
+    is_query: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +142,9 @@ class Tokenized:
 class Result:
     """The answer to a Request, in input order.
 
-    rows, float32: embed (N, dimensions), classify (N, L), rerank (N,); of N inputs with n tokens each,
-    embed_tokens N arrays (n, C) and classify_tokens N arrays (n, L). tokens: of each input, for classify_tokens.
+    rows, float32: embed (N, dimensions), classify (N, L), rerank (N,), embed_sparse N SparseVectors; of N inputs with n
+    tokens each, embed_tokens N arrays (n, C), classify_tokens N arrays (n, L), and embed_multi N arrays (m, dimensions)
+    for those m tokens that have a vector. tokens: of each input, for classify_tokens.
     """
 
     rows: Rows
@@ -147,6 +159,7 @@ class EngineInfo:
 
     dtype: float32 or bfloat16, as computed. device: such as "cpu, 2 streams on 2 cores". prompts: the model's own list.
     labels: names of what a model with a head tells apart. takes_instruction: a prompt says how to judge a pair.
+    more_tasks: what it can do beyond its kind (bge-m3). multi_dim: width of the vectors of embed_multi.
     """
 
     model_id: str
@@ -164,12 +177,18 @@ class EngineInfo:
     kind: Kind = "embedding"
     labels: tuple[str, ...] = ()
     takes_instruction: bool = False
+    more_tasks: tuple[Task, ...] = ()
+    multi_dim: int = 0
 
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What a model of this kind can do, its own task first; whatever has one label can also rank."""
         if self.kind == "embedding":
-            return ("embed", "embed_tokens")
+            return ("embed", "embed_tokens", *self.more_tasks)
+        if self.kind == "sparse":
+            return ("embed_sparse", "embed")
+        if self.kind == "multi_vector":
+            return ("embed_multi",)
         if self.kind == "token_classifier":
             return ("classify_tokens",)
         if self.kind == "reranker":

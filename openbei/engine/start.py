@@ -13,12 +13,17 @@ from openbei.engine.devices import gpu_number
 from openbei.engine.engine import Engine
 from openbei.engine.executor import Executor
 from openbei.engine.metrics import Metrics
-from openbei.engine.settle import Served, default_prompt, describe, kind_of, limited
-from openbei.model.spec import Pooling
+from openbei.engine.settle import Served, activation_of, default_prompt, describe, kind_of, limited
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
+from openbei.weights.modules import PoolingChoice
 
-POOLING_FLAGS: dict[PoolingFlag, Pooling] = {"cls": "cls", "mean": "mean", "last-token": "last_token"}
+POOLING_FLAGS: dict[PoolingFlag, PoolingChoice] = {
+    "cls": "cls",
+    "mean": "mean",
+    "last-token": "last_token",
+    "splade": "splade",
+}
 
 
 def open_engine(config: EngineConfig) -> Engine:
@@ -63,10 +68,10 @@ def start_core(
 ) -> tuple[LocalCore, Served]:
     """A read model -> the half of an engine that computes, and what the other half must know of it."""
     text = limited(checkpoint.text, config)
-    prompt = default_prompt(text, config, kind_of(checkpoint.labels))
+    prompt = default_prompt(text, config, kind_of(checkpoint))
     core = LocalCore(checkpoint, config, make_executor, metrics, clock)
     info = describe(checkpoint, text, config, core.device)
-    return core, Served(config, info, text, prompt, checkpoint.labels)
+    return core, Served(config, info, text, prompt, activation_of(checkpoint), checkpoint.by_token)
 
 
 def make_executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:

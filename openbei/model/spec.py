@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 # A vector of parameters is float32.
 Array = NDArray[np.generic]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "identity"]
-Pooling = Literal["cls", "mean", "last_token"]
+Pooling = Literal["cls", "mean", "last_token", "max"]
 NormKind = Literal["layer", "rms"]
-Output = Literal["vectors", "states", "labels"]
+Output = Literal["vectors", "states", "labels", "weights", "multi"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +185,48 @@ class Model:
     """A filled network. Without a head it turns a sequence into one vector, with one into labels.
 
     normalize: what the model's own files say of their last step; a request's own wish wins over it.
+    before_pooling: layers on the state of every token (SPLADE: the masked language model's head, whose rows are as wide
+    as the vocabulary). num_logs: how often log(1 + relu(x)) is then taken of a vector's entries; 0 but for SPLADE.
+    weigher: a token's state -> its weight in a sparse vector (bge-m3). multi: a token's state -> its own vector
+    (ColBERT), beside the vector of the sequence, or instead of it where pooling is None.
     """
 
     spec: ModelSpec
     weights: Weights
-    pooling: Pooling
+    pooling: Pooling | None
     dense: tuple[Dense, ...] = ()
     normalize: bool = True
     head: Head | None = None
+    before_pooling: tuple["HeadLayer", ...] = ()
+    num_logs: int = 0
+    weigher: tuple["HeadLayer", ...] = ()
+    multi: tuple["HeadLayer", ...] = ()
 
     @property
     def embedding_dim(self) -> int:
-        """Width of a vector: the last Dense module's, else the network's."""
-        return int(self.dense[-1].linear.weight.shape[0]) if self.dense else self.spec.width
+        """Width of a vector: that of the last layer that makes it."""
+        last = self.dense or self.before_pooling
+        if self.pooling is None:
+            return self.multi_dim
+        return len(last[-1].linear.weight) if last else self.spec.width
+
+    @property
+    def multi_dim(self) -> int:
+        """Width of a token's own vector, 0 without one."""
+        return len(self.multi[-1].linear.weight) if self.multi else 0
+
+    @property
+    def main_output(self) -> Output:
+        """What the model is for."""
+        if self.head is not None:
+            return "labels"
+        return "vectors" if self.pooling else "multi"
+
+    def is_by_token(self, output: Output) -> bool:
+        """True where an output has a row a token, False where it has one a sequence."""
+        return output in ("states", "weights", "multi") or (
+            output == "labels" and self.head is not None and self.head.per_token
+        )
 
     @property
     def num_labels(self) -> int:

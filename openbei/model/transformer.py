@@ -3,9 +3,11 @@
 Reads like the papers. No devices, no dtypes, no config look-ups, and no family names: a family is data.
 """
 
+from collections.abc import Sequence
+
 from openbei.model.ops import Attention, NormSpec, Ops, X
 from openbei.model.positions import bias_by_distance
-from openbei.model.spec import Array, Layer, Model, ModelSpec, Norm, Pooling
+from openbei.model.spec import Array, HeadLayer, Layer, Model, ModelSpec, Norm, Pooling
 
 
 def states(ops: Ops[X], model: Model, only: Pooling | None = None) -> X:
@@ -80,9 +82,10 @@ def attention_of(spec: ModelSpec, number: int, bias: Array | None) -> Attention:
 
 
 def pooled(ops: Ops[X], model: Model) -> X:
-    """The batch held by ops -> one state a sequence (B, C)."""
-    if model.pooling == "mean":
-        return ops.pool(states(ops, model), "mean")
+    """The batch held by ops -> one state a sequence (B, C), or of what before_pooling makes of the states."""
+    assert model.pooling is not None
+    if model.before_pooling or model.pooling in ("mean", "max"):
+        return ops.pool(through(ops, model.spec, states(ops, model), model.before_pooling), model.pooling)
     return states(ops, model, only=model.pooling)
 
 
@@ -98,6 +101,21 @@ def classify(ops: Ops[X], model: Model) -> X:
     """The batch held by ops -> logits of every sequence (B, L), or with head.per_token of every token (T, L)."""
     assert model.head is not None
     x = states(ops, model) if model.head.per_token else pooled(ops, model)
-    for layer in model.head.layers:
-        x = normed(ops, model.spec, ops.linear(x, layer.linear, layer.activation), layer.norm)
+    return through(ops, model.spec, x, model.head.layers)
+
+
+def weigh(ops: Ops[X], model: Model) -> X:
+    """The batch held by ops -> the weight of every token (T, 1)."""
+    return through(ops, model.spec, states(ops, model), model.weigher)
+
+
+def multi(ops: Ops[X], model: Model) -> X:
+    """The batch held by ops -> a vector for every token, not normalised (T, embedding_dim)."""
+    return through(ops, model.spec, states(ops, model), model.multi)
+
+
+def through(ops: Ops[X], spec: ModelSpec, x: X, layers: Sequence[HeadLayer]) -> X:
+    """Rows through the layers of a head, one after another: (rows, in) -> (rows, out)."""
+    for layer in layers:
+        x = normed(ops, spec, ops.linear(x, layer.linear, layer.activation), layer.norm)
     return x

@@ -24,7 +24,7 @@ from openbei.server import docs
 from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed, to_json
 from openbei.server.intake import check_key, read
 from openbei.server.route import Call, Route
-from openbei.server.routes import cohere, openai, platform, status, tei, tokens
+from openbei.server.routes import cohere, openai, platform, sparse, status, tei, tokens
 from openbei.wire.tei import TEIError
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ GATEWAY_PREFIX = re.compile(rf"(?:{GATEWAY})?/sync(?=/)")
 GATEWAY_DEFAULT = re.compile(rf"{GATEWAY}/predict")
 DEFAULT_ROUTES: dict[Kind, str] = {
     "embedding": "/v1/embeddings",
+    "sparse": "/embed_sparse",
+    "multi_vector": "/v1/multi-vector",
     "classifier": "/predict",
     "reranker": "/rerank",
     "token_classifier": "/predict_tokens",
@@ -49,7 +51,8 @@ EXPOSED_HEADERS = (*COMPUTE_HEADERS, "retry-after", REQUEST_ID, CUSTOMER_REQUEST
 def create_app(engine: "Engine", config: ServerConfig) -> ASGIApp:
     """Engine -> an ASGI app that serves it; HTTP only, it has no start or stop of its own."""
     default_route = config.default_route or DEFAULT_ROUTES[engine.info.kind]
-    own = (*openai.ROUTES, *tei.ROUTES, *cohere.ROUTES, *tokens.ROUTES, *platform.ROUTES, *status.ROUTES)
+    embedding = (*openai.ROUTES, *tei.ROUTES, *sparse.ROUTES)
+    own = (*embedding, *cohere.ROUTES, *tokens.ROUTES, *platform.ROUTES, *status.ROUTES)
     routes = (*platform.vertex_routes(config), *own)
     table = Table((*routes, *docs.routes(routes)))
 

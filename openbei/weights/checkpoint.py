@@ -54,6 +54,8 @@ class PairTemplate:
 class TextSpec:
     """How text becomes tokens: tokenizer.json, the most tokens with specials, prompts by name, lower-casing.
 
+    max_query_length: the most tokens of what is sent as a query to a model of multi-vectors, None for max_length.
+
     first, last: what stands at the ends of every text; None leaves that to tokenizer.json. added_tokens: by id.
     special_tokens: by role, such as {"eos_token": "</s>"}. chat_template: Jinja, of models that score chats.
     bert_normalizer: settings of a BertNormalizer, by the tokenizers library's names, that win over tokenizer.json.
@@ -73,6 +75,7 @@ class TextSpec:
     bert_normalizer: dict[str, bool | None] = field(default_factory=dict)
     split_special_tokens: bool = False
     pair_template: PairTemplate | None = None
+    max_query_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,19 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
+class ByToken:
+    """Which tokens count where the answer holds something of each.
+
+    unweighed: ids that have no place in a sparse vector. num_dropped: tokens at the front of a text, and skipped: ids
+    in a document, that have no vector among its multi-vectors.
+    """
+
+    unweighed: frozenset[int] = frozenset()
+    num_dropped: int = 0
+    skipped: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A model read from files: its network, its text side, where it came from, and its labels if it has a head."""
 
@@ -100,3 +116,4 @@ class Checkpoint:
     model: Model
     text: TextSpec
     labels: Labels | None = None
+    by_token: ByToken = field(default_factory=ByToken)

@@ -7,25 +7,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openbei.errors import UnsupportedModel, WeightsError
-from openbei.model.spec import Dense, Model, Pooling
-from openbei.weights.checkpoint import Checkpoint, TextSpec
+from openbei.model.spec import Dense, HeadLayer, Model
+from openbei.weights.checkpoint import ByToken, Checkpoint, TextSpec
+from openbei.weights.extras import Extras, read_extras
 from openbei.weights.families import Family, read_config
 from openbei.weights.families.causal import as_classifier
 from openbei.weights.files import read_object
 from openbei.weights.fill import Taker, fill
 from openbei.weights.labels import HeadFacts, read_labels
-from openbei.weights.modules import DenseModule, Modules, check_classifier, read_modules, read_outline, read_text
+from openbei.weights.masked import with_masked_head
+from openbei.weights.modules import (
+    DenseModule,
+    Modules,
+    PoolingChoice,
+    check_classifier,
+    read_modules,
+    read_outline,
+    read_text,
+)
 from openbei.weights.repo import HubOptions, locate
 from openbei.weights.tensors import read_tensors
-from openbei.weights.verdict import Verdict, read_pair_template, read_verdict, score_row
+from openbei.weights.verdict import Verdict, known_ids, read_pair_template, read_verdict, score_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How to load a model. pooling: wins over the model's own files; the others: see HubOptions."""
+    """How to load a model. pooling: wins over the model's own files, see read_modules; the others: see HubOptions."""
 
     revision: str | None = None
-    pooling: Pooling | None = None
+    pooling: PoolingChoice | None = None
     hf_token: str | None = None
     cache_dir: Path | None = None
 
@@ -49,21 +59,53 @@ def load(model: str | None = None, options: LoadOptions | None = None) -> Checkp
     if verdict is not None:
         tensors |= score_row(verdict, config, tensors)
         config = as_classifier(config)
-    spec, family = read_config(config, tensors, with_head=not outline.pools)
+    spec, family = read_config(config, tensors, with_head=not outline.pools and options.pooling != "splade")
     modules = _modules(source.folder, family, options.pooling)
+    if modules.num_logs:
+        family, tensors = with_masked_head(config, family, tensors)
     text = read_text(source.folder, body, spec.max_length)
-    if family.head is not None and not family.head.per_token:
+    if family.head is not None and not family.head.per_token and not modules.num_logs:
         text = replace(text, pair_template=read_pair_template(source, config, outline))
+    if modules.pooling is None:
+        text = _limits(text, modules, spec.max_length)
     dense = _read_dense(source.folder, modules.dense, spec.width)
     weights, head = fill(spec, family, tensors)
-    network = Model(spec, weights, modules.pooling, dense, modules.normalize, head)
-    labels = None
-    if head is not None:
+    network = Model(spec, weights, modules.pooling, dense if modules.pooling else (), modules.normalize, head)
+    labels, extras = None, Extras()
+    if modules.num_logs:
+        network = _splade(network, modules.num_logs)
+    elif head is not None:
         labels = read_labels(config, network.num_labels, _head_facts(source.folder, family, verdict, text))
-    return Checkpoint(source.model_id, source.revision, source.folder, network, text, labels)
+    else:
+        extras = read_extras(body, spec.width, text) if modules.pooling else _multi_vector(body, dense, modules)
+        network = replace(network, weigher=extras.weigher, multi=extras.multi)
+    return Checkpoint(source.model_id, source.revision, source.folder, network, text, labels, extras.by_token)
 
 
-def _modules(folder: Path, family: Family, pooling: Pooling | None) -> Modules:
+def _limits(text: TextSpec, modules: Modules, limit: int) -> TextSpec:
+    """The lengths of documents and queries; a limit of its own may be above that of other texts."""
+    document, query = modules.max_document_tokens, modules.max_query_tokens
+    return replace(
+        text,
+        max_length=text.max_length if document is None else min(document, limit),
+        max_query_length=text.max_length if query is None else min(query, limit),
+    )
+
+
+def _multi_vector(body: Path, dense: tuple[Dense, ...], modules: Modules) -> Extras:
+    """Words of the skiplist that are no tokens are left out, as sentence-transformers does."""
+    layers = tuple(HeadLayer(one.linear, one.activation) for one in dense)
+    skipped = frozenset(known_ids(body, modules.skiplist).values())
+    return Extras(multi=layers, by_token=ByToken(skipped=skipped))
+
+
+def _splade(network: Model, num_logs: int) -> Model:
+    """A network whose head gives a row of words to a sequence -> the one that gives a row to every token, and pools."""
+    assert network.head is not None
+    return replace(network, head=None, before_pooling=network.head.layers, num_logs=num_logs)
+
+
+def _modules(folder: Path, family: Family, pooling: PoolingChoice | None) -> Modules:
     """A head says itself which state it reads; an embedder's files, or the caller, say how to pool."""
     if family.head is None:
         return read_modules(folder, pooling)

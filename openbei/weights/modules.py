@@ -8,7 +8,7 @@ openbei does not do exactly is refused by name. The rules are those of sentence-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from openbei.errors import ModelError, UnsupportedModel
 from openbei.model.spec import Activation, Pooling
@@ -24,7 +24,11 @@ from openbei.weights.text import (
     tokenizer_file,
 )
 
-POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last_token"}
+PoolingChoice = Pooling | Literal["splade"]
+
+POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last_token", "max": "max"}
+_EMBEDDERS = {"Pooling", "SpladePooling", "MultiVectorMask"}
+_SPLADE_LOGS = {"relu": 1, "log1p_relu": 2}
 
 # In the order in which sentence-transformers joins them.
 _OLD_POOLINGS = {
@@ -52,6 +56,7 @@ _TEXT_CONFIGS = tuple(
 
 # What a Transformer module may say of its output, before pooling and in a CrossEncoder; else it gives another tensor.
 _STATES: dict[str, Any] = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
+_WORDS: dict[str, Any] = {"transformer_task": "fill-mask", "module_output_name": "token_embeddings"}
 _SCORES: dict[str, Any] = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
 _LOGITS: dict[str, Any] = {"transformer_task": "text-generation", "module_output_name": "causal_logits"}
 _NO_LIMIT = 1_000_000
@@ -70,18 +75,26 @@ class DenseModule:
 
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """What modules.json asks for. transformer: folder of the network, "" for the root."""
+    """What modules.json asks for. transformer: folder of the network, "" for the root. num_logs: see Model.
+
+    pooling None: the Dense modules work on every token, whose vectors are the answer, but for skiplist in documents.
+    max_document_tokens, max_query_tokens: limits of such a model; None for that of every text.
+    """
 
     transformer: str
-    pooling: Pooling
+    pooling: Pooling | None
     dense: tuple[DenseModule, ...] = ()
     normalize: bool = True
+    num_logs: int = 0
+    skiplist: tuple[str, ...] = ()
+    max_document_tokens: int | None = None
+    max_query_tokens: int | None = None
 
 
 class Outline(NamedTuple):
-    """modules.json at a glance. transformer: folder of the network, "" for the root. pools: it has a Pooling module.
+    """modules.json at a glance. transformer: folder of the network, "" for the root. pools: it has a pooling module.
 
-    logit_score: folder of its LogitScore module, if any. given: there is a modules.json.
+    or is an embedder without one. logit_score: folder of its LogitScore module, if any. given: there is a modules.json.
     """
 
     transformer: str
@@ -90,19 +103,28 @@ class Outline(NamedTuple):
     given: bool = False
 
 
-def read_modules(folder: Path, pooling: Pooling | None = None) -> Modules:
+def read_modules(folder: Path, pooling: PoolingChoice | None = None) -> Modules:
     """A model's folder -> its Modules; pooling, if given, wins over the files.
 
     A folder without modules.json is a plain network, and served only if pooling is given; its vectors are normalised.
+    SPLADE is another network than one that pools states: one is not made the other by pooling.
     Raises UnsupportedModel by the name of what is not done here.
     """
     if not (folder / "modules.json").exists():
         if pooling is None:
             raise UnsupportedModel(
-                f"{folder} has no modules.json, so its pooling is unknown: give --pooling cls, mean or last-token"
+                f"{folder} has no modules.json, so its pooling is unknown: "
+                "give --pooling cls, mean, last-token or splade"
             )
-        return Modules("", pooling)
+        return Modules("", "max", num_logs=1) if pooling == "splade" else Modules("", pooling)
     kinds, paths = _entries(folder / "modules.json")
+    is_splade = "SpladePooling" in kinds
+    if pooling is not None and (pooling == "splade") != is_splade:
+        raise UnsupportedModel(f"modules.json orders {', '.join(kinds)}, which --pooling {pooling} does not fit")
+    if is_splade:
+        return _splade(folder, kinds, paths)
+    if "MultiVectorMask" in kinds and pooling is None:
+        return _multi_vector(folder, kinds, paths)
     num_dense = kinds.count("Dense")
     _check_order(kinds, num_dense)
     _check_output(folder / paths[0], _STATES, "last_hidden_state")
@@ -113,7 +135,7 @@ def read_modules(folder: Path, pooling: Pooling | None = None) -> Modules:
         _check_keys(folder / paths[-1])
     return Modules(
         transformer=paths[0],
-        pooling=_pooling(folder, paths[1], pooling),
+        pooling=_pooling(folder, paths[1], None if pooling == "splade" else pooling),
         dense=tuple(_dense(folder, path) for path in paths[2 : 2 + num_dense]),
         normalize=normalize,
     )
@@ -137,7 +159,7 @@ def read_outline(folder: Path) -> Outline:
         return Outline("", False)
     kinds, paths = _entries(folder / "modules.json")
     logit_score = paths[kinds.index("LogitScore")] if "LogitScore" in kinds else None
-    return Outline(paths[0] if paths else "", "Pooling" in kinds, logit_score, True)
+    return Outline(paths[0] if paths else "", bool(_EMBEDDERS & set(kinds)), logit_score, True)
 
 
 def read_text(folder: Path, body: Path, limit: int) -> TextSpec:
@@ -187,6 +209,61 @@ def _check_order(kinds: Sequence[str], num_dense: int) -> None:
         )
 
 
+def _splade(folder: Path, kinds: Sequence[str], paths: Sequence[str]) -> Modules:
+    """The two modules of a SPLADE model; the older one of the two kinds of network says by its name what it gives."""
+    if list(kinds) not in (["Transformer", "SpladePooling"], ["MLMTransformer", "SpladePooling"]):
+        raise UnsupportedModel(f"modules.json orders {', '.join(kinds)}; supported: Transformer, SpladePooling")
+    task = text_config(folder / paths[0]).get("transformer_task")
+    if kinds[0] == "Transformer" and task != "fill-mask":
+        raise UnsupportedModel(f"sentence_bert_config.json has transformer_task {task!r}; supported: 'fill-mask'")
+    _check_output(folder / paths[0], _WORDS, "logits")
+    config = read_object(folder / paths[1] / "config.json", optional=True)
+    strategy, activation = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
+    if strategy != "max":
+        raise UnsupportedModel(f"{paths[1]}/config.json has pooling_strategy {strategy!r}; supported: 'max'")
+    if activation not in _SPLADE_LOGS:
+        listed = ", ".join(_SPLADE_LOGS)
+        raise UnsupportedModel(f"{paths[1]}/config.json has activation_function {activation!r}; supported: {listed}")
+    return Modules(paths[0], "max", normalize=False, num_logs=_SPLADE_LOGS[activation])
+
+
+def _multi_vector(folder: Path, kinds: Sequence[str], paths: Sequence[str]) -> Modules:
+    """The modules of a model of late interaction, as sentence-transformers' MultiVectorEncoder writes them."""
+    num_dense = kinds.count("Dense")
+    served = ["Transformer", *["Dense"] * num_dense, "MultiVectorMask"]
+    if not num_dense or list(kinds) not in (served, [*served, "Normalize"]):
+        raise UnsupportedModel(
+            f"modules.json orders {', '.join(kinds)}; "
+            "supported: Transformer, Dense, MultiVectorMask, and Normalize or none"
+        )
+    _check_output(folder / paths[0], _STATES, "last_hidden_state")
+    config = text_config(folder / paths[0])
+    if kinds[-1] == "Normalize":
+        _check_keys(folder / paths[-1], "token_embeddings")
+    mask = read_object(folder / paths[1 + num_dense] / "config.json", optional=True)
+    for key, wanted in {"skiplist_tasks": ["document"], "keep_only_token_ids": None}.items():
+        if mask.get(key) not in (None, wanted):
+            raise UnsupportedModel(f"{paths[1 + num_dense]}/config.json has {key} {mask[key]!r}; supported: {wanted!r}")
+    dense = tuple(_dense(folder, path, "token_embeddings") for path in paths[1 : 1 + num_dense])
+    skiplist = tuple(mask.get("skiplist_words") or ())
+    return Modules(
+        transformer=paths[0],
+        pooling=None,
+        dense=dense,
+        normalize=kinds[-1] == "Normalize",
+        skiplist=skiplist,
+        max_document_tokens=_limit(config, "document_length"),
+        max_query_tokens=_limit(config, "query_length"),
+    )
+
+
+def _limit(config: Mapping[str, Any], key: str) -> int | None:
+    length = config.get(key)
+    if length is not None and (type(length) is not int or length < 1):
+        raise UnsupportedModel(f"sentence_bert_config.json has {key} {length!r}; it must be an integer of at least 1")
+    return length
+
+
 def _pooling(folder: Path, path: str, wanted: Pooling | None) -> Pooling:
     config = read_object(folder / path / "config.json")
     if not config.get("include_prompt", True):
@@ -208,8 +285,8 @@ def _pooling_modes(config: Mapping[str, Any]) -> list[str]:
     return [mode] if isinstance(mode, str) else list(mode) or ["mean"]
 
 
-def _dense(folder: Path, path: str) -> DenseModule:
-    config = _check_keys(folder / path)
+def _dense(folder: Path, path: str, of: str = "sentence_embedding") -> DenseModule:
+    config = _check_keys(folder / path, of)
     if config.get("use_residual"):
         raise UnsupportedModel(f"{path}/config.json asks for use_residual, which is not supported")
     for key in ("in_features", "out_features"):
@@ -235,14 +312,14 @@ def _activation(path: str, name: str) -> Activation:
     return activation
 
 
-def _check_keys(folder: Path) -> dict[str, Any]:
-    """A Dense or Normalize module's config, refused if it works on anything but the pooled vector."""
+def _check_keys(folder: Path, of: str = "sentence_embedding") -> dict[str, Any]:
+    """A Dense or Normalize module's config, refused if it works on anything but the pooled vector, or what is given."""
     config = read_object(folder / "config.json", optional=True)
-    for key in ("module_input_name", "module_output_name"):
-        if config.get(key) not in (None, "sentence_embedding"):
-            raise UnsupportedModel(
-                f"{folder.name}/config.json has {key} {config[key]!r}; supported: sentence_embedding"
-            )
+    source = config.get("module_input_name") or "sentence_embedding"
+    target = config.get("module_output_name") or source
+    for key, name in (("module_input_name", source), ("module_output_name", target)):
+        if name != of:
+            raise UnsupportedModel(f"{folder.name}/config.json has {key} {name!r}; supported: {of}")
     return config
 
 

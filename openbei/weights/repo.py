@@ -31,6 +31,8 @@ _FILES = (
     "model.safetensors.index.json",
     "model-*.safetensors",
     "[0-9]_*/*",
+    "sparse_linear.pt",
+    "colbert_linear.pt",
 )
 _TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 

@@ -43,7 +43,7 @@ def read_tensors(folder: Path) -> dict[str, Array]:
     if (folder / "model.safetensors.index.json").exists():
         return _sharded(folder / "model.safetensors.index.json")
     if (folder / "pytorch_model.bin").exists():
-        return _torch_file(folder / "pytorch_model.bin")
+        return read_torch_file(folder / "pytorch_model.bin")
     if (folder / "pytorch_model.bin.index.json").exists():
         return _sharded(folder / "pytorch_model.bin.index.json")
     raise ModelNotFound(
@@ -70,7 +70,7 @@ def _shard(folder: Path, file: str) -> dict[str, Array]:
         raise WeightsError(f"an index may only name files beside it, got {file!r}")
     if not path.exists():
         raise ModelNotFound(f"{folder} has no {file}, which its index names")
-    return _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
+    return _safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
 
 
 def _safetensors(path: Path) -> dict[str, Array]:
@@ -95,7 +95,8 @@ def _view(data: NDArray[np.uint8], name: str, entry: dict[str, Any]) -> Array:
     return data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
-def _torch_file(path: Path) -> dict[str, Array]:
+def read_torch_file(path: Path) -> dict[str, Array]:
+    """A PyTorch file of plain tensors -> them by name, memory-mapped. Raises WeightsError, also without PyTorch."""
     try:
         import torch
     except ImportError as error:

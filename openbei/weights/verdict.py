@@ -105,15 +105,21 @@ def read_pair_template(source: Source, config: Config, outline: Outline) -> Pair
 
 def token_ids(body: Path, tokens: tuple[str, ...]) -> list[int]:
     """Tokens, as the vocabulary of tokenizer.json spells them -> their ids. Raises ModelError for one that it lacks."""
+    known = known_ids(body, tokens)
+    for token in tokens:
+        if token not in known:
+            raise ModelError(f"tokenizer.json has no token {token!r}, which the model's other files name")
+    return [known[token] for token in tokens]
+
+
+def known_ids(body: Path, tokens: tuple[str, ...]) -> dict[str, int]:
+    """Tokens -> the ids of those that are in the vocabulary of tokenizer.json."""
     file = read_object(body / "tokenizer.json")
     vocabulary: Any = (file.get("model") or {}).get("vocab") or {}
     if isinstance(vocabulary, list):  # Unigram: pieces with their scores
         vocabulary = {piece: number for number, (piece, _) in enumerate(vocabulary)}
     known = vocabulary | {added["content"]: added["id"] for added in file.get("added_tokens") or ()}
-    for token in tokens:
-        if token not in known:
-            raise ModelError(f"tokenizer.json has no token {token!r}, by whose logit the model reranks")
-    return [known[token] for token in tokens]
+    return {token: known[token] for token in tokens if token in known}
 
 
 def _messages(body: Path) -> _Messages | None:

@@ -132,7 +132,7 @@ def test_the_variable_hostname_counts_only_as_an_ip(bei: Bei, seen: Seen, name: 
     [
         (["--prot", "1"], "Did you mean '--port'?"),
         (["--hostname", "box"], "'box' is no IP address"),
-        (["--pooling", "splade"], "is not one of 'cls', 'mean', 'last-token'"),
+        (["--pooling", "best"], "is not one of 'cls', 'mean', 'last-token', 'splade'"),
         (["--port", "x"], "'x' is not a valid integer"),
         (["--api-key", ""], "must not be empty"),
     ],

@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from openbei.engine.finish import activated, normalized
+from openbei.engine.request import Options
+from openbei.engine.sparse import sparse_by_id, which_count
+from openbei.weights.checkpoint import ByToken
 
 EXTREME = np.float32([[0, -100], [100, 0], [3e38, -3e38], [-3e38, 3e38], [1e-30, 0], [88.8, 88.9], [-745, -746]])
 
@@ -31,3 +34,26 @@ def test_identity_gives_the_logits() -> None:
 
 def test_a_zero_vector_stays_zero() -> None:
     assert normalized(np.float32([[0, 0], [3, 4]])).tolist() == [[0, 0], [pytest.approx(0.6), pytest.approx(0.8)]]
+
+
+def test_words_are_weighed_as_splade_says() -> None:
+    logits = np.float32([[-3e38, -1, 0, 1e-30, 1, 3e38]])
+    once = torch.log1p(torch.relu(torch.from_numpy(logits.astype(np.float64))))
+    assert np.allclose(activated(logits, "log1p_relu"), once.numpy(), rtol=1e-6, atol=0)
+    assert np.allclose(activated(logits, "log1p_log1p_relu"), torch.log1p(once).numpy(), rtol=1e-6, atol=0)
+
+
+def test_a_sparse_vector_holds_the_largest_weight_of_each_id_that_counts() -> None:
+    weights = np.float32([9, 0.5, 0, 0.25, 2, 1, 9])
+    row = sparse_by_id(weights, [0, 7, 8, 7, 5, 5, 2], ByToken(unweighed=frozenset({0, 2})))
+    assert (row.indices.tolist(), row.values.tolist()) == ([5, 7], [2, 0.5])
+    assert (row.indices.dtype, row.values.dtype) == (np.int32, np.float32)
+    nothing = sparse_by_id(np.zeros(2, np.float32), [5, 6], ByToken())
+    assert (len(nothing.indices), len(nothing.values)) == (0, 0)
+
+
+def test_which_tokens_have_a_vector() -> None:
+    rules = ByToken(num_dropped=1, skipped=frozenset({4}))
+    assert which_count([4, 4, 5], Options(), rules).tolist() == [False, False, True]
+    assert which_count([4, 4, 5], Options(is_query=True), rules).tolist() == [False, True, True]
+    assert which_count([4, 5], Options(), ByToken()).tolist() == [True, True]

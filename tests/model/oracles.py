@@ -61,22 +61,29 @@ def pooled(states: Floats, batch: Batch, kind: Pooling) -> Floats:
 
 def states_of(backend: str, model: Model) -> Callable[[Batch], Floats]:
     """A backend's name and a model -> batch to token states (T, C)."""
-    return _run_of(backend, model, "states")
+    return run_of(backend, model, "states")
 
 
 def vectors_of(backend: str, model: Model) -> Callable[[Batch], Floats]:
     """A backend's name and a model -> batch to pooled vectors (B, C)."""
-    return _run_of(backend, model, "vectors")
+    return run_of(backend, model, "vectors")
 
 
 def labels_of(backend: str, model: Model) -> Callable[[Batch], Floats]:
     """A backend's name and a model -> batch to logits (B, L), or (T, L)."""
-    return _run_of(backend, model, "labels")
+    return run_of(backend, model, "labels")
 
 
-def _run_of(backend: str, model: Model, output: Output) -> Callable[[Batch], Floats]:
+def run_of(backend: str, model: Model, output: Output) -> Callable[[Batch], Floats]:
+    """A backend's name, a model and one of its outputs -> batch to rows."""
     if backend == "torch":
-        run = {"states": torch.states, "vectors": torch.embed, "labels": torch.classify}[output]
+        run = {
+            "states": torch.states,
+            "vectors": torch.embed,
+            "labels": torch.classify,
+            "weights": torch.weigh,
+            "multi": torch.multi,
+        }[output]
         return lambda batch: run(model, batch)
     if backend == "openvino":
         from openbei.model.ops import openvino  # a machine with a GPU may be without it
@@ -94,7 +101,7 @@ class CudaRun:
     def __init__(self, model: Model, placement: Placement, output: Output, num_spare: int = 3) -> None:
         self.model = CudaModel(model, placement)
         self.output: Output = output
-        self.per_token = output == "states" or (output == "labels" and model.head is not None and model.head.per_token)
+        self.per_token = model.is_by_token(output)
         self.num_spare = num_spare
 
     def __call__(self, batch: Batch) -> Floats:

@@ -68,6 +68,14 @@ ROWS: dict[str, Row] = {
     "/embeddings": Row(body={"input": "a"}, wrong=OPENAI_WRONG),
     "/embed": EMBED,
     "/embed_all": Row(body={"inputs": "a"}, wrong=texts("inputs", E13=PROMPT)),
+    "/embed_sparse": Row(kind="sparse", body={"inputs": "a"}, wrong=texts("inputs", E13=PROMPT), other="embedding"),
+    "/v1/multi-vector": Row(
+        kind="multi_vector",
+        body={"input": "a"},
+        wrong=texts("input", E12=DIMENSIONS, E13=PROMPT),
+        other="embedding",
+        in_tei=False,
+    ),
     "/predict": Row(
         kind="classifier",
         body={"inputs": "a"},

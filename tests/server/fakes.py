@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from openbei import errors
 from openbei.config import EngineConfig
 from openbei.engine.check import check, check_ids, check_prompt, check_sizes
-from openbei.engine.finish import finished
+from openbei.engine.finish import Activation, finished
 from openbei.engine.metrics import InputTimes, Metrics
 from openbei.engine.request import (
     EngineInfo,
@@ -30,7 +30,9 @@ from openbei.engine.request import (
     Usage,
     num_characters,
 )
+from openbei.engine.sparse import Tokens
 from openbei.engine.tokenizer import MAX_CHARACTERS_PER_TOKEN
+from openbei.weights.checkpoint import ByToken
 
 DIM = 8
 INFO = EngineInfo(
@@ -49,10 +51,13 @@ INFO = EngineInfo(
 )
 LABELS: dict[Kind, tuple[str, ...]] = {
     "embedding": (),
+    "sparse": (),
+    "multi_vector": (),
     "classifier": ("bad", "good", "mixed"),
     "reranker": ("relevance",),
     "token_classifier": ("O", "B-PER", "I-PER", "B-LOC"),
 }
+ACTIVATIONS: dict[Kind, Activation] = {"embedding": "identity", "sparse": "log1p_relu", "multi_vector": "identity"}
 TIMES = InputTimes(tokenization_s=0.0012, queue_s=0.0034, inference_s=0.0056, total_s=0.0102, num_tokens=3)
 
 
@@ -79,7 +84,7 @@ class FakeEngine:
 
     def __init__(self, kind: Kind = "embedding", **config: object) -> None:
         self.config = EngineConfig(**{"max_client_batch_size": 4, **config})
-        self.info, self.status = replace(INFO, kind=kind, labels=LABELS[kind]), "ready"
+        self.info, self.status = replace(INFO, kind=kind, labels=LABELS[kind], multi_dim=DIM), "ready"
         self.metrics = Metrics(INFO.max_input_length)
         self.requests: list[Request] = []
         self.hold = False
@@ -115,7 +120,9 @@ class FakeEngine:
         usage = Usage(num_tokens=3 * len(request.inputs), num_characters=sum(map(num_characters, request.inputs)))
         times = Timings(TIMES.total_s, TIMES.tokenization_s, TIMES.queue_s, TIMES.inference_s)
         tagged = [tokens(one) for one in request.inputs] if request.task == "classify_tokens" else []
-        rows = finished(request.task, [self.row(one, request) for one in request.inputs], request.options, "sigmoid")
+        rows = [self.row(one, request) for one in request.inputs]
+        ids = Tokens([range(len(row)) for row in rows], ByToken(frozenset({1}), num_dropped=1))
+        rows = finished(request.task, rows, request.options, ACTIVATIONS.get(self.info.kind, "sigmoid"), ids)
         result = Result(rows, usage, times, tagged)
         self.metrics.succeeded(request, result, [TIMES] * len(request.inputs))
         self.metrics.batch_formed(len(request.inputs), usage.num_tokens)
@@ -126,7 +133,9 @@ class FakeEngine:
         match request.task:
             case "embed":
                 return vector(one)
-            case "embed_tokens":
+            case "embed_sparse":
+                return vector(one) if self.info.kind == "sparse" else np.abs(vector(one))[:, None]
+            case "embed_tokens" | "embed_multi":
                 return np.stack([vector(one)] * num_characters(one))
             case "classify_tokens":
                 return np.stack([vector(token.text)[: len(self.info.labels)] for token in tokens(str(one))])

@@ -12,7 +12,7 @@ from tests.server.fakes import FakeEngine
 from tests.server.wire import Wire, error
 
 OPENAI = {"/v1/embeddings", "/embeddings"}
-COHERE = {"/v1/rerank", "/v2/rerank", "/v1/embed", "/v2/embed"}
+COHERE = {"/v1/rerank", "/v2/rerank", "/v1/embed", "/v2/embed", "/v1/multi-vector"}
 
 
 @pytest.mark.parametrize("name", CONDITIONS)

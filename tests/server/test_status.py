@@ -80,6 +80,8 @@ def test_openapi_lists_every_path_that_answers(wire: Wire) -> None:
         *("/v1/embeddings", "/embeddings", "/v1/models", "/v1/models/{id}", "/embed", "/info", "/health", "/ping", "/"),
         *(
             "/embed_all",
+            "/embed_sparse",
+            "/v1/multi-vector",
             "/predict",
             "/rerank",
             "/predict_tokens",

@@ -34,6 +34,7 @@ def _folder(folder: Path, kinds: list[str], pooling: dict[str, Any] | None = Non
         ({}, "mean"),
         ({"pooling_mode": "cls", "embedding_dimension": 48}, "cls"),
         ({"pooling_mode": ["lasttoken"]}, "last_token"),
+        ({"pooling_mode_max_tokens": True}, "max"),
         ({"pooling_mode": "cls", "pooling_mode_mean_tokens": True}, "cls"),
     ],
 )
@@ -44,8 +45,7 @@ def test_pooling_in_both_spellings(config: dict[str, Any], wanted: str, tmp_path
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"pooling_mode_max_tokens": True}, "pooling max; supported: one of cls, mean, lasttoken"),
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len_tokens"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len_tokens; supported: one of cls, mean, lasttoken"),
         ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, r"pooling cls \+ mean"),
         ({"pooling_mode": ["mean", "max"]}, r"pooling mean \+ max"),

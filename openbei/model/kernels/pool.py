@@ -1,4 +1,4 @@
-"""States of tokens to one row a sequence: the first token's, the mean, or the last token's."""
+"""States of tokens to one row a sequence: the first token's, the last one's, the mean, or the maximum by column."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from openbei.model.kernels import tl, triton
 from openbei.model.spec import Pooling
 
-BLOCK_ROWS, BLOCK_COLUMNS = 64, 64  # of a mean: narrow columns, so that one long sequence still has many programs
+BLOCK_ROWS, BLOCK_COLUMNS = 64, 64  # of several rows: narrow columns, so that one long sequence still has many programs
 
 
 def pool(x: Tensor, cu_seqlens: Tensor, kind: Pooling) -> Tensor:
@@ -25,18 +25,19 @@ def pool_twin(x: Tensor, cu_seqlens: Tensor, kind: Pooling) -> Tensor:
     for row, (begin, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
         if begin < end:
             first, last = _bounds(begin, end, kind)
-            out[row] = x[first:last].float().mean(0)
+            rows = x[first:last].float()
+            out[row] = rows.amax(0) if kind == "max" else rows.mean(0)
     return out
 
 
 def _bounds(begin: int, end: int, kind: Pooling) -> tuple[int, int]:
-    return {"cls": (begin, begin + 1), "mean": (begin, end), "last_token": (end - 1, end)}[kind]
+    return {"cls": (begin, begin + 1), "last_token": (end - 1, end)}.get(kind, (begin, end))
 
 
 def _launch(x: Tensor, cu_seqlens: Tensor, kind: Pooling) -> Tensor:
     num_sequences, width = len(cu_seqlens) - 1, x.shape[1]
     out = torch.empty((num_sequences, width), dtype=torch.float32, device=x.device)
-    rows = BLOCK_ROWS if kind == "mean" else 1
+    rows = BLOCK_ROWS if kind in ("mean", "max") else 1
     grid = (num_sequences, triton.cdiv(width, BLOCK_COLUMNS))
     _pool_kernel[grid](x, cu_seqlens, out, x.stride(0), width, kind, rows, BLOCK_COLUMNS, num_warps=4)
     return out
@@ -61,11 +62,13 @@ def _pool_kernel(
         end = tl.minimum(begin + 1, end)
     elif KIND == "last_token":
         begin = tl.maximum(end - 1, begin)
-    summed = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+    nothing: tl.constexpr = float("-inf") if KIND == "max" else 0.0
+    folded = tl.full((BLOCK_COLUMNS,), nothing, tl.float32)
     for first in range(begin, end, BLOCK_ROWS):
         row = first + tl.arange(0, BLOCK_ROWS)
         inside = (row < end)[:, None] & (column < width)[None, :]
-        block = tl.load(x_ptr + row.to(tl.int64)[:, None] * stride + column[None, :], inside, other=0.0)
-        summed += tl.sum(block.to(tl.float32), 0)
-    mean = summed / tl.maximum(end - begin, 1)
-    tl.store(out_ptr + sequence.to(tl.int64) * width + column, mean, column < width)
+        block = tl.load(x_ptr + row.to(tl.int64)[:, None] * stride + column[None, :], inside, other=nothing)
+        block = block.to(tl.float32)
+        folded = tl.maximum(folded, tl.max(block, 0)) if KIND == "max" else folded + tl.sum(block, 0)
+    folded = tl.where(begin < end, folded, 0.0) if KIND == "max" else folded / tl.maximum(end - begin, 1)
+    tl.store(out_ptr + sequence.to(tl.int64) * width + column, folded, column < width)

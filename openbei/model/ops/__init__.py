@@ -77,5 +77,7 @@ class Ops(Protocol[X]):
         ...
 
     def pool(self, x: X, kind: Pooling) -> X:
-        """States -> one row a sequence, sums in float32: first token, mean, or last token: (T, C) -> (B, C)."""
+        """States -> one row a sequence: first token, mean (summed in float32), last token, or the largest value of each
+        column: (T, C) -> (B, C).
+        """
         ...

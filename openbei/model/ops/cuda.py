@@ -37,7 +37,13 @@ from openbei.model.spec import Activation, Batch, Embedding, Linear, Model, Mode
 
 __all__ = ["CudaModel", "CudaOps", "Placement", "Upload"]
 
-FORWARDS = {"vectors": transformer.embed, "states": transformer.states, "labels": transformer.classify}
+FORWARDS = {
+    "vectors": transformer.embed,
+    "states": transformer.states,
+    "labels": transformer.classify,
+    "weights": transformer.weigh,
+    "multi": transformer.multi,
+}
 
 
 @dataclass(slots=True)
@@ -199,7 +205,7 @@ class CudaModel:
         self._layout.write(batch, size, words)
 
     def forward(self, words: Tensor, size: Size, output: Output) -> Tensor:
-        """Words int32 on the device -> float32 rows: (B, embedding_dim), (T, C) or labels (B, L) or (T, L), padded.
+        """Words int32 on the device -> float32 rows of one output, one a sequence or one a token, padded.
 
         Launches only. Rows past the batch's own hold anything.
         """

@@ -190,15 +190,21 @@ class _Placer:
                 self._norm(norm)
 
     def around_blocks(self, model: Model) -> None:
-        """The last norm, and what follows pooling: in float32, since it is little."""
+        """The last norm; what follows pooling, in float32, since it is little; and what is done to every token."""
         self._norm(model.weights.final_norm)
         head = model.head.layers if model.head else ()
         for linear in (*(dense.linear for dense in model.dense), *(layer.linear for layer in head)):
-            bias = None if linear.bias is None else self._cast(linear.bias, torch.float32)
-            weight = self._cast(linear.weight, torch.float32)
-            self.products[id(linear)] = Product(weight, bias, None, (len(weight),))
-        for layer in head:
+            self._plain_product(linear, torch.float32)
+        on_tokens = (*model.before_pooling, *model.weigher, *model.multi)
+        for layer in on_tokens:
+            self._plain_product(layer.linear)
+        for layer in (*head, *on_tokens):
             self._norm(layer.norm)
+
+    def _plain_product(self, linear: Linear, dtype: torch.dtype | None = None) -> None:
+        bias = None if linear.bias is None else self._cast(linear.bias, dtype)
+        weight = self._cast(linear.weight, dtype)
+        self.products[id(linear)] = Product(weight, bias, None, (len(weight),))
 
     def _layer(self, layer: Layer) -> tuple[Product, Product]:
         """The products of a layer -> the first one of attention and the first one of feed-forward."""

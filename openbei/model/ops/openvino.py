@@ -53,7 +53,13 @@ ACTIVATIONS = {
 
 STORED = {"float16": ov.Type.f16, "bfloat16": ov.Type.bf16}
 
-FORWARDS = {"vectors": transformer.embed, "states": transformer.states, "labels": transformer.classify}
+FORWARDS = {
+    "vectors": transformer.embed,
+    "states": transformer.states,
+    "labels": transformer.classify,
+    "weights": transformer.weigh,
+    "multi": transformer.multi,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,8 @@ class OpenVinoOps:
 
     def pool(self, x: ov.Node, kind: Pooling) -> ov.Node:
         """(T, C) -> (B, C)."""
+        if kind == "max":
+            return op.reduce_max(op.gather(x, self._input("repeated"), FIRST_AXIS), np.array([1]))
         if kind != "mean":
             return op.gather(x, self._input(kind), FIRST_AXIS)
         inside = self._input("inside")
@@ -221,14 +229,14 @@ class CompiledModel:
         result = FORWARDS[output](ops, model)
         self.spec, self.inputs = model.spec, tuple(ops.inputs)
         self._model = model  # the graph shares its weights
-        self.per_token = output == "states" or (model.head is not None and model.head.per_token)
+        self.per_token = model.is_by_token(output)
         self._packed: set[tuple[int, bool]] = set()
         self._packing = threading.Lock()
         graph = ov.Model([op.result(result)], list(ops.inputs.values()))
         self._compiled = ov.Core().compile_model(graph, "CPU", _properties(options))
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Batch -> what was compiled: vectors (B, embedding_dim), states (T, C), or labels (B, L) or (T, L).
+        """Batch -> what was compiled: vectors (B, embedding_dim), labels (B, L) or (T, L), or another row a token.
 
         The first run of each size is alone among first runs. OpenVINO packs weights then, into a store that all streams
         share; where two streams did so at once, one of them kept wrong weights for good (docs/log.md).
@@ -249,7 +257,7 @@ class CompiledModel:
 
 
 def compile_model(model: Model, options: CompileOptions, output: Output = "vectors") -> CompiledModel:
-    """Model -> compiled graph. output: pooled vectors, token states, or the head's labels."""
+    """Model -> compiled graph of one of its outputs."""
     return CompiledModel(model, options, output)
 
 
@@ -303,6 +311,13 @@ def _rows(grid: Grid) -> Array:
     return np.where(grid.inside, grid.batch.cu_seqlens[:-1, None] + column, 0).astype(np.int32)
 
 
+def _repeated_rows(grid: Grid) -> Array:
+    """The packed row of each cell, the sequence's last row where it is padding: that changes no maximum."""
+    column = np.arange(grid.length, dtype=np.int32)
+    starts, lasts = grid.batch.cu_seqlens[:-1, None], grid.batch.cu_seqlens[1:, None] - 1
+    return np.asarray(np.minimum(starts + column, lasts))
+
+
 def _hidden(grid: Grid, window: int | None) -> Array:
     """0 where the query sees the key, -1e30 where it does not, (1, 1, S, S)."""
     seen = visible(grid.ahead(), grid.spec.causal, window)
@@ -325,6 +340,7 @@ INPUTS: dict[str, tuple[type[np.generic], list[int], Maker]] = {
     "cells": (np.int32, [-1], lambda grid: _extended(np.flatnonzero(grid.inside).astype(np.int32), grid.num_tokens)),
     "mask": (np.float32, [-1, 1, 1, -1], lambda grid: np.where(grid.inside, np.float32(0), MASKED)[:, None, None]),
     "inside": (np.float32, [-1, -1, 1], lambda grid: grid.inside[:, :, None].astype(np.float32)),
+    "repeated": (np.int32, [-1, -1], _repeated_rows),
     "cls": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[:-1]),
     "last_token": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[1:] - 1),
     "distances": (np.int32, [-1, -1], _distances),

@@ -91,6 +91,8 @@ class TorchOps:
         """(T, C) -> (B, C)."""
         if kind == "mean":
             return torch.stack([x[rows].mean(0) for rows in self.rows])
+        if kind == "max":
+            return torch.stack([x[rows].amax(0) for rows in self.rows])
         return torch.stack([x[rows][0 if kind == "cls" else -1] for rows in self.rows])
 
 
@@ -107,6 +109,16 @@ def embed(model: Model, batch: Batch) -> NDArray[np.float32]:
 def classify(model: Model, batch: Batch) -> NDArray[np.float32]:
     """Batch -> logits float32 (B, L), or (T, L) where the head is per token."""
     return _run(transformer.classify, model, batch)
+
+
+def weigh(model: Model, batch: Batch) -> NDArray[np.float32]:
+    """Batch -> the weight of every token float32 (T, 1)."""
+    return _run(transformer.weigh, model, batch)
+
+
+def multi(model: Model, batch: Batch) -> NDArray[np.float32]:
+    """Batch -> a vector for every token float32 (T, embedding_dim), not normalised."""
+    return _run(transformer.multi, model, batch)
 
 
 def _run(forward: Callable[[Ops[Tensor], Model], Tensor], model: Model, batch: Batch) -> NDArray[np.float32]:

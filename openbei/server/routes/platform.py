@@ -16,7 +16,8 @@ from openbei.errors import BatchTooLarge, InvalidInput
 from openbei.server.answers import Compute, json_answer, measured
 from openbei.server.intake import decode, explain, read
 from openbei.server.route import INPUT_ERRORS, Call, Route
-from openbei.server.routes import status, tei
+from openbei.server.routes import sparse, status, tei
+from openbei.wire.sparse import EmbedSparseRequest, MultiVectorRequest
 from openbei.wire.tei import (
     EmbedRequest,
     PredictRequest,
@@ -33,6 +34,8 @@ RERANK: Action = (RerankRequest, tei.rerank)
 SIMILARITY: Action = (SimilarityRequest, tei.similarity)
 ACTIONS: dict[Kind, Action] = {
     "embedding": (EmbedRequest, tei.embed),
+    "sparse": (EmbedSparseRequest, sparse.embed_sparse),
+    "multi_vector": (MultiVectorRequest, sparse.multi_vector),
     "classifier": (PredictRequest, tei.predict),
     "reranker": RERANK,
     "token_classifier": (PredictTokensRequest, tei.predict_tokens),
@@ -81,7 +84,7 @@ ROUTES = (
     Route(
         path=("/", "/invocations"),
         handler=default,
-        summary="What the model is for: as /embed or /similarity, /predict, /rerank or /predict_tokens",
+        summary="What the model is for: as /embed or /similarity, /embed_sparse, /v1/multi-vector, /predict and so on",
         method="POST",
         answer=Any,
         measured=True,

@@ -1,5 +1,7 @@
 """What the server says of itself: /info, /health, /metrics. Never waits for the engine."""
 
+from typing import Any
+
 from starlette.responses import Response
 
 from openbei import __version__
@@ -33,11 +35,12 @@ async def info(call: Call, _: None) -> Response:
 
 
 def model_type(facts: EngineInfo) -> ModelType:
-    """The kind of the model as the one key, with what TEI tells of that kind."""
-    if facts.kind == "embedding":
-        return {facts.kind: {"pooling": facts.pooling}}
+    """The kind of the model as the one key, with what TEI tells of that kind: whatever embeds is one to it."""
+    if facts.kind in ("embedding", "sparse", "multi_vector"):
+        return {"embedding": {"pooling": facts.pooling}}
+    kind: Any = facts.kind
     id2label = {str(number): name for number, name in enumerate(facts.labels)}
-    return {facts.kind: {"id2label": id2label, "label2id": {name: number for number, name in enumerate(facts.labels)}}}
+    return {kind: {"id2label": id2label, "label2id": {name: number for number, name in enumerate(facts.labels)}}}
 
 
 async def health(call: Call, _: None) -> Response:
