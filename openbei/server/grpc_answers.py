@@ -23,18 +23,29 @@ Floats = NDArray[np.float32]
 
 def embedding(_: "Call", __: pb.EmbedRequest, result: Result) -> bytes:
     """The vector of one text -> EmbedResponse."""
-    return floats(1, result.rows[0]) + encoded(pb.EmbedResponse(metadata=cost(result)))
+    rows: Any = result.rows
+    return floats(1, rows[0]) + encoded(pb.EmbedResponse(metadata=cost(result)))
 
 
 def token_embeddings(_: "Call", __: pb.EmbedAllRequest, result: Result) -> bytes:
     """The states (n, C) of one text's tokens -> EmbedAllResponse."""
-    rows = (chunk(1, floats(1, row)) for row in result.rows[0])
-    return b"".join(rows) + encoded(pb.EmbedAllResponse(metadata=cost(result)))
+    rows: Any = result.rows
+    tokens = (chunk(1, floats(1, row)) for row in rows[0])
+    return b"".join(tokens) + encoded(pb.EmbedAllResponse(metadata=cost(result)))
+
+
+def sparse(_: "Call", __: pb.EmbedSparseRequest, result: Result) -> bytes:
+    """The weights of one text's words -> EmbedSparseResponse."""
+    rows: Any = result.rows
+    pairs = zip(rows[0].indices.tolist(), rows[0].values.tolist(), strict=True)
+    values = [pb.SparseValue(index=index, value=value) for index, value in pairs]
+    return encoded(pb.EmbedSparseResponse(sparse_embeddings=values, metadata=cost(result)))
 
 
 def predictions(call: "Call", _: pb.PredictRequest | pb.PredictPairRequest, result: Result) -> bytes:
     """The scores (L,) of one text or pair -> PredictResponse, the best label first."""
-    scores, labels = result.rows[0], call.engine.info.labels
+    rows: Any = result.rows
+    scores, labels = rows[0], call.engine.info.labels
     found = [pb.Prediction(score=scores[place], label=labels[place]) for place in best_first(scores)]
     return encoded(pb.PredictResponse(predictions=found, metadata=cost(result)))
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from openbei.engine.request import Direction, Options, Pair, Request, Result, Timings, Usage
-from openbei.errors import EmptyInput, InvalidInput, WrongTask
+from openbei.errors import EmptyInput, InvalidInput
 from openbei.server import grpc_answers as answers
 from openbei.server.grpc_calls import Begin, Call, in_order
 from openbei.wire import tei_pb2 as pb
@@ -66,17 +66,21 @@ def embed_request(message: pb.EmbedRequest) -> Request:
 
 def embed_all_request(message: pb.EmbedAllRequest) -> Request:
     """EmbedAllRequest -> Request."""
-    options = Options(
+    return Request(inputs=[message.inputs], task="embed_tokens", options=prompt_options(message))
+
+
+def embed_sparse_request(message: pb.EmbedSparseRequest) -> Request:
+    """EmbedSparseRequest -> Request."""
+    return Request(inputs=[message.inputs], task="embed_sparse", options=prompt_options(message))
+
+
+def prompt_options(message: pb.EmbedAllRequest | pb.EmbedSparseRequest) -> Options:
+    """The options that these messages share."""
+    return Options(
         truncate=message.truncate,
         truncation_direction=direction(message.truncation_direction),
         prompt_name=optional(message, "prompt_name"),
     )
-    return Request(inputs=[message.inputs], task="embed_tokens", options=options)
-
-
-async def embed_sparse(call: Call, _: pb.EmbedSparseRequest) -> Future:
-    """No model that is served here makes sparse vectors."""
-    raise WrongTask(f"the model is of the kind {call.engine.info.kind}: it makes no sparse vectors")
 
 
 # Predict and Rerank
@@ -143,7 +147,9 @@ def joined(results: list[Result], total_s: float) -> Result:
     num_tokens = sum(one.usage.num_tokens for one in results)
     num_characters = sum(one.usage.num_characters for one in results)
     rows = np.array([one.rows[0] for one in results], np.float32)
-    return Result(rows, Usage(num_tokens, num_characters), Timings(total_s, *map(float, np.mean(times, axis=0))))
+    tokenization_s, queue_s, inference_s = map(float, np.mean(times, axis=0))
+    timings = Timings(total_s, tokenization_s, queue_s, inference_s)
+    return Result(rows, Usage(num_tokens, num_characters), timings)
 
 
 # Tokenize
@@ -189,7 +195,7 @@ def optional(message: Any, field: str) -> Any:
 RPCS = (
     Rpc("Info", "Info", info, answers.info, stream=False),
     Rpc("Embed", "Embed", asking(embed_request), answers.embedding),
-    Rpc("Embed", "EmbedSparse", embed_sparse, lambda *_: b""),
+    Rpc("Embed", "EmbedSparse", asking(embed_sparse_request), answers.sparse),
     Rpc("Embed", "EmbedAll", asking(embed_all_request), answers.token_embeddings),
     Rpc("Predict", "Predict", asking(predict_request), answers.predictions),
     Rpc("Predict", "PredictPair", asking(predict_pair_request), answers.predictions),

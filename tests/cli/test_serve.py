@@ -36,6 +36,10 @@ EVERY_SERVER_FIELD: dict[str, Any] = {
     "api_key": "key_secret",
     "payload_limit": 9,
     "cors_allow_origin": ("http://a", "http://b"),
+    "compress": False,
+    "read_timeout_ms": 10,
+    "otlp_endpoint": "http://c:4317",
+    "otlp_service_name": "name",
     "json_output": True,
     "default_route": "/embed",
     "aip_predict_route": "/p",
@@ -170,10 +174,10 @@ def test_a_refused_model_exits_1_with_one_line(bei: Bei, monkeypatch: pytest.Mon
 
 
 def test_tei_flags_without_meaning_are_noted(bei: Bei, seen: Seen) -> None:
-    result = bei("serve", "--uds-path", "/x", "--disable-spans", "--otlp-endpoint", "http://o", "--dense-path", "d")
+    result = bei("serve", "--uds-path", "/x", "--disable-spans", "--dense-path", "d")
     assert result.exit_code == 0
     assert [line.split()[1] for line in result.stderr.splitlines()] == [
-        "--uds-path", "--disable-spans", "--otlp-endpoint", "--dense-path",
+        "--uds-path", "--disable-spans", "--dense-path",
     ]  # fmt: skip
 
 
