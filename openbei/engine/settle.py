@@ -61,12 +61,12 @@ def kind_of(labels: Labels | None) -> Kind:
 
 
 def limited(text: TextSpec, config: EngineConfig) -> TextSpec:
-    """The model's length limit, lowered to max_batch_tokens where that was asked for and texts may be cut."""
-    limit = config.max_batch_tokens
-    if limit is None or limit >= text.max_length:
-        return text
+    """The model's length limit, lowered to max_input_length, and to max_batch_tokens where texts may be cut."""
+    length, limit = min(text.max_length, config.max_input_length or text.max_length), config.max_batch_tokens
+    if limit is None or limit >= length:
+        return replace(text, max_length=length)
     if not config.auto_truncate:
-        raise ConfigError(f"max_batch_tokens {limit} < max_input_length {text.max_length} needs auto_truncate")
+        raise ConfigError(f"max_batch_tokens {limit} < max_input_length {length} needs auto_truncate")
     return replace(text, max_length=limit)
 
 
