@@ -118,12 +118,19 @@ def _parse(path: Path) -> Tree:
     text = path.read_bytes()
     try:
         _refuse_twice(yaml.compose(text, yaml.SafeLoader), path)
-        tree = yaml.safe_load(text)
+        tree = _without_nulls(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must be a mapping, got {shown(tree)}")
     return tree
+
+
+def _without_nulls(value: Any) -> Any:
+    """A key whose value is null is a key that is not there."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(child) for name, child in value.items() if child is not None}
+    return [_without_nulls(child) for child in value] if isinstance(value, list) else value
 
 
 def _refuse_twice(node: Any, path: Path) -> None:

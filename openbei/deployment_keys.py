@@ -66,7 +66,7 @@ TEXTS = Rule("a list of texts", lambda value: isinstance(value, list) and all(is
 MAP = Rule("a mapping", lambda value: isinstance(value, dict))
 NAMES = Rule(
     "a mapping of names to null: values never belong in the file",
-    lambda value: isinstance(value, dict) and all(item is None or item == "" for item in value.values()),
+    lambda value: isinstance(value, dict) and not any(value.values()),
 )
 ANY = Rule("anything", lambda _: True)
 SECTION = Rule("a mapping", lambda value: isinstance(value, dict))
@@ -222,8 +222,8 @@ def _check_entry(path: str, name: str, value: Any, findings: Findings) -> None:
         close = get_close_matches(name, KEYS[path], 1)
         advice = f"did you mean {_join(path, close[0])}?" if close else "Truss has no such key"
         findings.errors.append(f"{full} is unknown: {advice}")
-    elif value in (None, "", [], {}, False) or value in key.quiet:
-        pass
+    elif key.effect != "used" and (value is False or value in ("", [], {}, *key.quiet)):
+        pass  # nothing is asked for
     elif key.effect == "refused":
         findings.errors.append(f"{full}: {shown(value)} is refused: {key.reason}")
     elif not key.rule.test(value):
