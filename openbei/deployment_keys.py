@@ -90,7 +90,7 @@ def _warned(reason: str, *names: str, quiet: tuple[Any, ...] = ()) -> dict[str, 
 
 _WEIGHT_FILES = {
     **_idle("allow_patterns", "ignore_patterns", rule=TEXTS),
-    **_idle("runtime_secret_name", "auth_secret_name", rule=TEXT),
+    **_idle("runtime_secret_name", rule=TEXT),
 }
 
 TOP: dict[str, Key] = {
@@ -166,6 +166,7 @@ WEIGHTS: dict[str, Key] = {
     "source": Key(TEXT),
     "mount_location": Key(TEXT),
     "auth": Key(MAP, "refused", "give the keys of the store in the environment"),
+    "auth_secret_name": Key(TEXT, "idle"),
     **_WEIGHT_FILES,
 }
 RESOURCES: dict[str, Key] = {

@@ -25,4 +25,5 @@ def truss() -> Any:
             del sys.modules["truss"]
         else:
             sys.modules["truss"] = before
+    trt_llm_config.get_hf_config = lambda repo, revision: None  # it would ask the hub
     return SimpleNamespace(config=truss_config, trt_llm=trt_llm_config)

@@ -61,7 +61,7 @@ def test_the_oldest_tei_form(name: str, tmp_path: Path) -> None:
     assert found.arguments == ("--model-id", facts["model"], *tokens, *served, *limits)
 
 
-START = "bash -c \"truss-transfer-cli && {router} --max-concurrent-requests 9 --auto-truncate\""
+START = 'bash -c "truss-transfer-cli && {router} --max-concurrent-requests 9 --auto-truncate"'
 CACHE = {"repo_id": "a/b", "revision": "main", "use_volume": True, "volume_folder": "v", "kind": "hf"}
 
 
@@ -70,7 +70,13 @@ def test_the_newer_tei_form(tmp_path: Path) -> None:
     tree = tei(NOMIC, start_command=START.format(router=router)) | {"build_commands": [], "model_cache": [CACHE]}
     found = got(tmp_path, tree)
     assert found.source == Source("a/b", "main")
-    assert found.arguments[-5:] == ("--max-client-batch-size", "128", "--max-concurrent-requests", "9", "--auto-truncate")
+    assert found.arguments[-5:] == (
+        "--max-client-batch-size",
+        "128",
+        "--max-concurrent-requests",
+        "9",
+        "--auto-truncate",
+    )
 
 
 @pytest.mark.parametrize(
@@ -297,8 +303,6 @@ def test_notes(tmp_path: Path) -> None:
 
 def test_an_image_of_something_else_is_refused(tmp_path: Path) -> None:
     tree = tei(NOMIC) | {"base_image": {"image": "python:3.12"}}
-    assert refused(tmp_path, tree) == [
-        "base_image.image must be a text-embeddings-inference image, got 'python:3.12'"
-    ]
+    assert refused(tmp_path, tree) == ["base_image.image must be a text-embeddings-inference image, got 'python:3.12'"]
     wrong = tei(NOMIC, predict_endpoint="/x", readiness_endpoint="/y")
     assert len(refused(tmp_path, wrong)) == 2
