@@ -90,7 +90,6 @@ def _warned(reason: str, *names: str, quiet: tuple[Any, ...] = ()) -> dict[str, 
 
 _WEIGHT_FILES = {
     **_idle("allow_patterns", "ignore_patterns", rule=TEXTS),
-    **_idle("runtime_secret_name", rule=TEXT),
 }
 
 TOP: dict[str, Key] = {
@@ -160,6 +159,7 @@ CACHE: dict[str, Key] = {
     "use_volume": Key(FLAG),
     "volume_folder": Key(TEXT),
     "kind": Key(one_of("hf", "gcs", "s3", "azure")),
+    "runtime_secret_name": Key(TEXT, "idle"),
     **_WEIGHT_FILES,
 }
 WEIGHTS: dict[str, Key] = {

@@ -70,13 +70,8 @@ def test_the_newer_tei_form(tmp_path: Path) -> None:
     tree = tei(NOMIC, start_command=START.format(router=router)) | {"build_commands": [], "model_cache": [CACHE]}
     found = got(tmp_path, tree)
     assert found.source == Source("a/b", "main")
-    assert found.arguments[-5:] == (
-        "--max-client-batch-size",
-        "128",
-        "--max-concurrent-requests",
-        "9",
-        "--auto-truncate",
-    )
+    limits = ("--max-client-batch-size", "128", "--max-concurrent-requests", "9")
+    assert found.arguments[-5:] == (*limits, "--auto-truncate")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +261,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_are_no_config(text: str, says: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="config.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"config\.yaml") as caught:
         got(tmp_path, text)
     assert says in str(caught.value)
 

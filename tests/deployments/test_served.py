@@ -1,7 +1,9 @@
-"""Each deployment as `bei serve` runs it: its file, read by the command; its model, tiny and of true shape, fetched from
-a hub on loopback; a client's call of its route; the judge's numbers.
+"""Each deployment as `bei serve` runs it: its file, read by the command; its model, tiny and of true shape, fetched
+from a hub on loopback; a client's call of its route; the judge's numbers.
 """
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,19 @@ def served(name: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             wire = Wire(engine)  # type: ignore[arg-type]
             wire.app = create_app(engine, server_config)
             {"embed": _embeds, "rerank": _reranks}.get(seed.task, _predicts)(wire, judge)
+            _answers_the_readme(wire, name, engine_config.model_id or "")
     return judge, hub
+
+
+def _answers_the_readme(wire: Wire, name: str, model: str) -> None:
+    """The curl command of the README, and the example that feeds the playground."""
+    readme = (COLLECTION / name / "README.md").read_text()
+    path, body = re.findall(r"^curl http://localhost:7997(\S+) .*\n  -d '(.*)'$", readme, re.M)[0]
+    assert f"https://huggingface.co/{model}" in readme
+    tree = yaml.safe_load((COLLECTION / name / "config.yaml").read_text())
+    for sent in (json.loads(body), tree["model_metadata"]["example_model_input"]):
+        answer = wire.post(path, sent)
+        assert answer.status_code == 200, answer.text
 
 
 def _embeds(wire: Wire, judge: Judge) -> None:
@@ -94,17 +108,6 @@ def test_every_deployment_answers_as_its_model_does(
 def test_the_oldest_forms_run_unmodified(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = bei(name) if name in BEI else tei(name)
     served(name, write(tmp_path, made), tmp_path, monkeypatch)
-
-
-@pytest.mark.parametrize("name", [row["name"] for row in ROWS])
-def test_the_example_that_feeds_the_playground_is_a_right_body(name: str) -> None:
-    """Its keys are those of the route, so that it can be the first request."""
-    tree = yaml.safe_load((COLLECTION / name / "config.yaml").read_text())
-    route = (tree.get("docker_server") or {}).get("predict_endpoint") or tree["trt_llm"]["runtime"][
-        "webserver_default_route"
-    ]
-    first = {"/v1/embeddings": "input", "/rerank": "query", "/predict": "inputs"}[route]
-    assert first in tree["model_metadata"]["example_model_input"]
 
 
 def test_a_person_s_flag_wins_over_the_file_and_the_file_over_the_environment(

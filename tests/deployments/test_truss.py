@@ -1,4 +1,4 @@
-"""The collection in the eyes of Truss itself: its schema loads every file, knows every key, and sees no dead GPU pair."""
+"""The collection in the eyes of Truss itself: its schema loads every file and knows every key."""
 
 import warnings
 from pathlib import Path
