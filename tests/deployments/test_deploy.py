@@ -1,4 +1,4 @@
-"""docs/deploy.md, run: every bash block in order, with a hub on loopback, and a balancer that reads docker/nginx.conf."""
+"""docs/deploy.md, run: every bash block in order, with a hub on loopback and a balancer that reads nginx.conf."""
 
 import json
 import os
