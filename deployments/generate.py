@@ -28,7 +28,7 @@ BODIES: dict[str, Facts] = {
     "rerank": {"query": "What is Baseten?", "texts": ["Grass is green", "Baseten is a fast inference provider"]},
     "classify": {"inputs": [["Baseten is a fast inference provider"], ["Classify this separately."]]},
     "reward": {
-        "inputs": [[{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]],
+        "inputs": [[{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]],
         "raw_scores": True,
     },
 }
@@ -63,7 +63,8 @@ print(len(answer.data), "vectors")""",
 print([(rank.index, rank.score) for rank in answer.data])""",
     "classify": """answer = client.classify(inputs={texts})
 print([labels[0].label for labels in answer.data])""",
-    "reward": """answer = client.batch_post(url_path="/predict", payloads=[{body}])
+    "reward": """body = {body}
+answer = client.batch_post(url_path="/predict", payloads=[body])
 print(answer.data)""",
 }
 README = """# {name}

@@ -15,7 +15,6 @@ import orjson
 
 from openbei.config import EngineConfig, ServerConfig
 from openbei.deployment import Deployment, file_of, read
-from openbei.describe import table
 from openbei.engine.devices import gpu_number
 from openbei.errors import ConfigError, OpenBeiError
 from openbei.flags import ConfigCommand, pick
@@ -100,6 +99,9 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps({**facts, "notes": deployment.notes}))
         return
+
+    from openbei.describe import table  # which imports NumPy
+
     click.echo(table(facts))
     for note in deployment.notes:
         click.echo(f"note: {note}")
