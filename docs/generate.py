@@ -1,6 +1,6 @@
 """The pages that the code can write: docs/cli.md from the commands' own options, docs/metrics.md from the metrics,
 docs/models.md (by models.py) from the families, the tests' tables and docs/models.toml, docs/api.md (by api.py) from
-the app's routes and what they answer.
+the app's routes and what they answer, and the files of every deployment (by deployments/generate.py).
 
 python docs/generate.py            # writes them
 python docs/generate.py --check    # exit 1 if one is stale
@@ -120,15 +120,26 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
+def deployment_pages() -> dict[str, str]:
+    """deployments/generate.py -> the files of every deployment, as paths from docs/."""
+    root = Path(__file__).parents[1]
+    sys.path[:0] = [str(root), str(DOCS)]
+    from deployments.generate import pages
+
+    return {f"../deployments/{name}": text for name, text in pages().items()}
+
+
 def generate(check: bool) -> int:
     """Write every page, or count those that differ from what is on the disk."""
     stale = 0
-    for name, make in PAGES.items():
-        path, text = DOCS / name, make()
+    pages = {name: make() for name, make in PAGES.items()} | deployment_pages()
+    for name, text in pages.items():
+        path = DOCS / name
         if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
             print(f"docs/{name} is stale: make docs", file=sys.stderr)
             stale += 1
         elif not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
     return stale
 

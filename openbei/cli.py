@@ -20,6 +20,7 @@ import orjson
 from click.core import ParameterSource
 
 from openbei.config import EngineConfig, ServerConfig
+from openbei.deployments_cli import ServeCommand, deployments
 from openbei.errors import OpenBeiError
 from openbei.flags import ConfigCommand, Secret, config_options, pick
 
@@ -64,20 +65,23 @@ def main() -> None:
     """Serve embeddings, embed files, and look at models."""
 
 
+main.add_command(deployments)
+
+
 def _tei_options(command: Any) -> Any:
     for name, (kind, _) in IGNORED.items():
         command = click.option(name, type=kind, hidden=True)(command)
     return click.option("--hf-api-token", type=Secret(), envvar="HF_API_TOKEN", hidden=True)(command)
 
 
-@main.command(cls=ConfigCommand, epilog="TEI's other flags are accepted too, each with a note that it does nothing.")
+@main.command(cls=ServeCommand, epilog="TEI's other flags are accepted too, each with a note that it does nothing.")
 @click.argument("model", required=False)
 @config_options(EngineConfig)
 @config_options(ServerConfig)
 @_tei_options
 @click.pass_context
 def serve(ctx: click.Context, /, **values: Any) -> None:
-    """Serve MODEL over HTTP: a folder, a hub id, or the embedded all-MiniLM-L6-v2."""
+    """Serve MODEL over HTTP: a folder, a hub id, a deployment's config.yaml, or the embedded all-MiniLM-L6-v2."""
     started_s = time.monotonic()
     _settle_model(ctx, values)
     _settle_tei(values)

@@ -40,6 +40,7 @@ class EngineConfig:
     max_concurrent_requests: int = _flag(8192, "Inputs admitted at once; more is answered 429", minimum=1)
     max_batch_tokens: int | None = _flag(None, "Tokens in one forward; by device if not set", minimum=1)
     max_batch_requests: int | None = _flag(None, "Inputs in one forward; no limit if not set", minimum=1)
+    max_input_length: int | None = _flag(None, "Tokens of one input, where the model takes more", minimum=1)
     max_queue_tokens: int = _flag(4_194_304, "Tokens waiting at once; more is answered 429", minimum=1)
     max_client_batch_size: int = _flag(2048, "Inputs in one request", minimum=1)
     auto_truncate: bool = _flag(True, "Cut texts that are too long, where the request does not say")

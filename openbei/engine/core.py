@@ -62,7 +62,7 @@ class LocalCore:
         self._running: dict[int, tuple[float, list[Encoding[Job]]]] = {}  # by lane: since when, and what
         self._alone = self._down = self._hung = self._closed = False
         self._tokens_per_s = 1e4
-        metrics.queue_size.set(0)
+        self._count_waiting()
         self._lanes = [
             threading.Thread(target=self._serve_lane, args=(number,), name=f"lane-{number}", daemon=True)
             for number in range(self.device.num_lanes)
@@ -85,7 +85,7 @@ class LocalCore:
             if not self._queue.has_room(num_tokens, job.bulk):
                 raise Overloaded(retry_after_s=self._retry_after_s())
             self._queue.put(encodings, self._clock())
-            self._metrics.queue_size.set(len(self._queue))
+            self._count_waiting()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -116,6 +116,10 @@ class LocalCore:
                     self._back()
                     self._changed.notify_all()
 
+    def _count_waiting(self) -> None:
+        self._metrics.queue_size.set(len(self._queue))
+        self._metrics.queue_tokens.set(self._queue.num_tokens)
+
     def _take(self, lane: int) -> tuple[list[Encoding[Job]], bool] | None:
         """Wait for work and form a batch; None when the core is closed."""
         with self._changed:
@@ -124,7 +128,7 @@ class LocalCore:
                 if self._closed:
                     return None
                 encodings = self._queue.take(self._max_batch_tokens, self._max_batch_requests, self._clock())
-                self._metrics.queue_size.set(len(self._queue))
+                self._count_waiting()
                 if encodings:
                     alone = self.device.divided and not self._running and len(self._queue) == 0
                     self._running[lane] = self._clock(), encodings
@@ -173,7 +177,7 @@ class LocalCore:
                 return
             self._hung = self._down = True
             lost = {encoding.owner for encoding in (*late, *self._queue.clear())}
-            self._metrics.queue_size.set(0)
+            self._count_waiting()
             self.admission.set_down(True)
             self._changed.notify_all()
         log.error("a batch has taken over %g s: the device hangs", self.device.patience_s)
@@ -207,7 +211,7 @@ class LocalCore:
             self._running[lane] = math.inf, []  # mending may take longer than any batch
             first, self._down = not self._down, True
             lost = {encoding.owner for encoding in (*encodings, *self._queue.clear())}
-            self._metrics.queue_size.set(0)
+            self._count_waiting()
             self.admission.set_down(True)
             self._changed.notify_all()
         for job in lost:

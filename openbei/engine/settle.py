@@ -82,13 +82,19 @@ def _more_tasks(model: Model) -> tuple[Task, ...]:
 
 
 def limited(text: TextSpec, config: EngineConfig) -> TextSpec:
-    """The model's length limit, lowered to max_batch_tokens where that was asked for and texts may be cut."""
+    """The model's length limits, lowered to max_input_length, and to max_batch_tokens where texts may be cut."""
+    if config.max_input_length is not None:
+        text = _at_most(text, config.max_input_length)
     limit = config.max_batch_tokens
     longest = max(text.max_length, text.max_query_length or 0)
     if limit is None or limit >= longest:
         return text
     if not config.auto_truncate:
         raise ConfigError(f"max_batch_tokens {limit} < max_input_length {longest} needs auto_truncate")
+    return _at_most(text, limit)
+
+
+def _at_most(text: TextSpec, limit: int) -> TextSpec:
     query_length = text.max_query_length and min(limit, text.max_query_length)
     return replace(text, max_length=min(limit, text.max_length), max_query_length=query_length)
 

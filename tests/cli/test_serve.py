@@ -22,6 +22,7 @@ EVERY_ENGINE_FIELD: dict[str, Any] = {
     "max_concurrent_requests": 4,
     "max_batch_tokens": 5,
     "max_batch_requests": 6,
+    "max_input_length": 9,
     "max_queue_tokens": 7,
     "max_client_batch_size": 8,
     "auto_truncate": False,

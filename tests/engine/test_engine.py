@@ -231,6 +231,19 @@ def test_queued_tokens_are_bounded(make: Make) -> None:
     blocker.finish()
 
 
+def test_waiting_inputs_and_their_tokens_are_told(make: Make) -> None:
+    house = make()
+    blocker = busy(house)
+    waiting = submit_and_wait(house, words(2), words(3))
+    text = house.engine.metrics.render()
+    assert b"te_queue_size 2\n" in text
+    assert b"te_queue_tokens 5\n" in text
+    blocker.finish()
+    house.next_run().finish()
+    waiting.result(WAIT_S)
+    assert b"te_queue_tokens 0\n" in house.engine.metrics.render()
+
+
 def test_cancelled_inputs_never_run(make: Make) -> None:
     house = make()
     blocker = busy(house)
@@ -444,6 +457,20 @@ def test_embed_takes_any_number_of_texts_in_order(make_here: Make) -> None:
     assert rows[:, :2].tolist() == want
     assert streamed[:, :2].tolist() == want
     assert house.engine.embed([]).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({}, 100),
+        ({"max_input_length": 7}, 7),
+        ({"max_input_length": 1000}, 100),
+        ({"max_input_length": 7, "max_batch_tokens": 5}, 5),
+        ({"max_input_length": 7, "max_batch_tokens": 9, "auto_truncate": False}, 7),
+    ],
+)
+def test_the_longest_input(make: Make, config: dict, limit: int) -> None:
+    assert make(**config).engine.info.max_input_length == limit
 
 
 @pytest.mark.parametrize(

