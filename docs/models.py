@@ -106,7 +106,7 @@ TRAPS = """
   with 2,048.
 - **bge-en-icl and bge-multilingual-gemma2** may lack `modules.json`; then start with `--pooling last-token`.
 - **bge-m3 and MedCPT-Cross-Encoder** are stored as `pytorch_model.bin` only, which takes an installed PyTorch to read.
-  Of bge-m3 openbei serves the dense vectors, not the sparse or multi-vector ones.
+  Of bge-m3 openbei serves the sparse and multi-vector outputs too, at `/embed_sparse` and `/v1/multi-vector`.
 - **roberta-base-go_emotions** declares independent labels, so each has a sigmoid of its own. TEI takes softmax over
   all of them.
 - **Shorter vectors.** `dimensions` cuts and then scales to length 1. nomic-embed-text-v1.5 was trained with a layer

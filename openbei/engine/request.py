@@ -154,7 +154,7 @@ class Result:
     for those m tokens that have a vector. tokens: of each input, for classify_tokens.
     """
 
-    rows: Rows
+    rows: Any
     usage: Usage
     timings: Timings
     tokens: Sequence[Sequence[Token]] = ()

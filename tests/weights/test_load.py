@@ -146,7 +146,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(change: Any, said: str, fol
         ("model.safetensors", None, ModelNotFound, "has no weights"),
         ("modules.json", "{}", UnsupportedModel, "modules.json orders"),
         ("modules.json", '[{"idx": 0}]', ModelError, "modules.json must be a list of objects with idx, path and type"),
-        ("modules.json", None, UnsupportedModel, "give --pooling cls, mean or last-token"),
+        ("modules.json", None, UnsupportedModel, "give --pooling cls, mean, last-token or splade"),
         ("1_Pooling/config.json", None, ModelNotFound, "1_Pooling has no config.json"),
         ("adapter_config.json", "{}", UnsupportedModel, "holds an adapter"),
     ],
