@@ -114,7 +114,7 @@ class InferenceFailed(RequestError):
 class Overloaded(RequestError):
     """The waiting room is full (E17)."""
 
-    def __init__(self, message: str = "Model is overloaded", retry_after_s: int = 1) -> None:
+    def __init__(self, message: str = "Model is overloaded", retry_after_s: float = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
@@ -122,7 +122,7 @@ class Overloaded(RequestError):
 class Unhealthy(RequestError):
     """Starting, draining, or the executor is down (E18)."""
 
-    def __init__(self, message: str = "unhealthy", retry_after_s: int = 1) -> None:
+    def __init__(self, message: str = "unhealthy", retry_after_s: float = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 

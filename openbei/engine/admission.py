@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
+from openbei.engine.queue import share
 from openbei.errors import Overloaded, Unhealthy
 
 Status = Literal["ready", "draining", "failed"]
@@ -18,7 +19,7 @@ class Admission:
     on_status: called with the status when it has changed, by the thread that changed it.
     """
 
-    def __init__(self, limit: int, retry_after_s: Callable[[], int] = lambda: 1, down: bool = False) -> None:
+    def __init__(self, limit: int, retry_after_s: Callable[[], float] = lambda: 1.0, down: bool = False) -> None:
         self.limit = limit
         self.num_taken = 0
         self.on_status: Callable[[Status], None] = lambda _: None
@@ -33,18 +34,19 @@ class Admission:
             return "draining"
         return "failed" if self._down else "ready"
 
-    def take(self, num_inputs: int, wait: bool = False) -> int:
+    def take(self, num_inputs: int, wait: bool = False, bulk: bool = False) -> int:
         """Inputs of one request -> its permits, to be given back; one larger than the limit takes the whole of it.
 
-        wait: block until there is room. Raises Unhealthy, Overloaded.
+        wait: block until there is room. bulk: leave a quarter of all permits to others. Raises Unhealthy, Overloaded.
         """
-        num_permits = min(num_inputs, self.limit)
+        limit = share(self.limit, bulk)
+        num_permits = min(num_inputs, limit)
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self.num_taken + num_permits <= self.limit or self.status != "ready")
+                self._changed.wait_for(lambda: self.num_taken + num_permits <= limit or self.status != "ready")
             if self.status != "ready":
                 raise Unhealthy(f"unhealthy: {self.status}")
-            if self.num_taken + num_permits > self.limit:
+            if self.num_taken + num_permits > limit:
                 raise Overloaded(retry_after_s=self._retry_after_s())
             self.num_taken += num_permits
         return num_permits

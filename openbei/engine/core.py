@@ -76,15 +76,15 @@ class LocalCore:
         """Let a job's inputs wait for their batches. Raises InferenceFailed and Overloaded, as Core says."""
         num_tokens = job.num_tokens
         inputs = enumerate(zip(job.ids, job.types, strict=True))
-        encodings = [Encoding(ids, job, index, types, job.output) for index, (ids, types) in inputs]
+        encodings = [Encoding(ids, job, index, types, job.output, job.bulk) for index, (ids, types) in inputs]
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._queue.has_room(num_tokens) or self._down)
+                self._changed.wait_for(lambda: self._queue.has_room(num_tokens, job.bulk) or self._down)
             if self._down:
                 raise InferenceFailed("the executor is down")
-            if not self._queue.has_room(num_tokens):
+            if not self._queue.has_room(num_tokens, job.bulk):
                 raise Overloaded(retry_after_s=self._retry_after_s())
-            self._queue.put(encodings)
+            self._queue.put(encodings, self._clock())
             self._metrics.queue_size.set(len(self._queue))
             self._changed.notify_all()
 
@@ -97,8 +97,8 @@ class LocalCore:
         for lane in [] if self._hung else self._lanes:
             lane.join()
 
-    def _retry_after_s(self) -> int:
-        return int(min(MAX_RETRY_AFTER_S, 1 + self._queue.num_tokens / self._tokens_per_s))
+    def _retry_after_s(self) -> float:
+        return min(MAX_RETRY_AFTER_S, 1 + self._queue.num_tokens / self._tokens_per_s)
 
     # Batch and run
 
@@ -123,7 +123,7 @@ class LocalCore:
                 self._changed.wait_for(lambda: self._closed or (len(self._queue) > 0 and not self._alone))
                 if self._closed:
                     return None
-                encodings = self._queue.take(self._max_batch_tokens, self._max_batch_requests)
+                encodings = self._queue.take(self._max_batch_tokens, self._max_batch_requests, self._clock())
                 self._metrics.queue_size.set(len(self._queue))
                 if encodings:
                     alone = self.device.divided and not self._running and len(self._queue) == 0

@@ -71,7 +71,7 @@ class Engine(LocalCalls):
         self.metrics.begun(request)
         try:
             check(request, self.info, self.config.max_client_batch_size)
-            num_permits = self._core.admission.take(len(request.inputs), wait)
+            num_permits = self._core.admission.take(len(request.inputs), wait, request.bulk)
         except RequestError as error:
             self.metrics.failed(request, error)
             raise
@@ -147,7 +147,7 @@ class Engine(LocalCalls):
             ids = [array("i", one.ids) for one in encoded]  # int32: a lane packs them sooner than lists
             if output in ("weights", "multi"):
                 pending.ids = Tokens(ids, self._by_token)
-            job = Job(ids, [one.type_ids for one in encoded], output, deadline_s)
+            job = Job(ids, [one.type_ids for one in encoded], output, deadline_s, pending.request.bulk)
             job.future.add_done_callback(lambda future: self._resolve(pending, future))
             pending.future.add_done_callback(lambda _: job.future.cancel())
             self._core.submit(job, wait)

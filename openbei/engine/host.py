@@ -65,7 +65,7 @@ class _Frontend(Link):
     def _take(self, message: Ask) -> None:
         job, number = job_of(message), message.number
         try:
-            num_permits = self._core.admission.take(len(job.ids))
+            num_permits = self._core.admission.take(len(job.ids), bulk=job.bulk)
         except RequestError as error:
             self.write(frame(failed(number, error)))
             return

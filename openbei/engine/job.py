@@ -34,15 +34,20 @@ class Job:
     """The tokens of one request's inputs. Its future gives the Answer; to cancel it drops what still waits.
 
     types: segment of each token, by input; None for an input where all are zero. deadline_s: time.monotonic() after
-    which inference must not begin.
+    which inference must not begin. bulk: it may wait for others.
     """
 
-    __slots__ = ("_num_left", "_rows", "_spans", "deadline_s", "future", "ids", "output", "types")
+    __slots__ = ("_num_left", "_rows", "_spans", "bulk", "deadline_s", "future", "ids", "output", "types")
 
     def __init__(
-        self, ids: Sequence[Ids], types: Sequence[Ids | None], output: Output, deadline_s: float | None = None
+        self,
+        ids: Sequence[Ids],
+        types: Sequence[Ids | None],
+        output: Output,
+        deadline_s: float | None = None,
+        bulk: bool = False,
     ) -> None:
-        self.ids, self.types, self.output, self.deadline_s = ids, types, output, deadline_s
+        self.ids, self.types, self.output, self.deadline_s, self.bulk = ids, types, output, deadline_s, bulk
         self.future: Future[Answer] = Future()
         self._rows: list[Floats] = [np.empty(0, np.float32)] * len(ids)
         self._spans: list[Span] = [(0.0, 0.0)] * len(ids)

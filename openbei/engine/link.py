@@ -32,6 +32,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     lengths: bytes
     ids: bytes
     types: bytes | None
+    bulk: bool
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
@@ -56,7 +57,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     number: int
     error: str
     message: str
-    retry_after_s: int
+    retry_after_s: float
 
 
 class Told(msgspec.Struct, frozen=True, array_like=True, tag="told"):
@@ -137,7 +138,9 @@ def ask(number: int, job: Job) -> Ask:
     types = None
     if any(one is not None for one in job.types):
         types = packed(one or [0] * len(ids) for one, ids in zip(job.types, job.ids, strict=True))
-    return Ask(number, job.output, job.deadline_s, packed([[len(ids) for ids in job.ids]]), packed(job.ids), types)
+    return Ask(
+        number, job.output, job.deadline_s, packed([[len(ids) for ids in job.ids]]), packed(job.ids), types, job.bulk
+    )
 
 
 def job_of(message: Ask) -> Job:
@@ -149,6 +152,7 @@ def job_of(message: Ask) -> Job:
         list(cut(message.types, lengths)) if message.types is not None else [None] * len(ids),
         message.output,
         message.deadline_s,
+        message.bulk,
     )
 
 

@@ -84,13 +84,14 @@ class Options:
 class Request:
     """Texts, token ids, pairs or chats, and what to do with them.
 
-    deadline_s: time.monotonic() after which inference must not begin.
+    deadline_s: time.monotonic() after which inference must not begin. bulk: it may wait for those that are not.
     """
 
     inputs: Sequence[Input]
     task: Task = "embed"
     options: Options = Options()
     deadline_s: float | None = None
+    bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,8 +219,9 @@ def test_messages_cut_anywhere_arrive_whole_and_in_order(seed: int) -> None:
 
 @pytest.mark.parametrize("types", [[None, None], [None, [0, 1, 1]], [[1], [0, 0, 1]]])
 def test_a_job_is_the_same_on_the_other_side(types: list[list[int] | None]) -> None:
-    job = job_of(REQUESTS.decode(frame(ask(3, Job([[7], [8, 9, 10]], types, "labels", 12.25)))[4:]))
-    assert ([list(ids) for ids in job.ids], job.output, job.deadline_s) == ([[7], [8, 9, 10]], "labels", 12.25)
+    job = job_of(REQUESTS.decode(frame(ask(3, Job([[7], [8, 9, 10]], types, "labels", 12.25, bulk=True)))[4:]))
+    assert ([list(ids) for ids in job.ids], job.output) == ([[7], [8, 9, 10]], "labels")
+    assert (job.deadline_s, job.bulk) == (12.25, True)
     if types == [None, None]:
         assert list(job.types) == types
     else:
