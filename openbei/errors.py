@@ -14,7 +14,8 @@
         ├── EmptyInput          E08   ├── TokenizerFailed      E14
         ├── WrongTask           E15   ├── InferenceFailed      E16
         ├── Overloaded          E17   ├── Unhealthy            E18
-        ├── DeadlineExceeded    E19   └── InternalError        E20
+        ├── DeadlineExceeded    E19   ├── InternalError        E20
+        └── TooSlow             the request did not come in within read_timeout_ms
 
 Owns nothing but names, messages and statuses; it never touches HTTP or gRPC objects.
 A message says what was wrong, the limit and the given value; it never echoes a user's text.
@@ -131,6 +132,10 @@ class DeadlineExceeded(RequestError):
     """The client's deadline passed before inference began (E19)."""
 
 
+class TooSlow(RequestError):
+    """The request's head or body did not come in within read_timeout_ms."""
+
+
 class InternalError(RequestError):
     """A bug in openbei (E20)."""
 
@@ -167,6 +172,7 @@ ANSWERS: dict[type[RequestError], Answer] = {
     Overloaded: Answer(429, "Overloaded", "RESOURCE_EXHAUSTED", "overloaded"),
     Unhealthy: Answer(503, "Unhealthy", "UNAVAILABLE"),
     DeadlineExceeded: Answer(504, "Timeout", "DEADLINE_EXCEEDED"),
+    TooSlow: Answer(408, "Timeout", "DEADLINE_EXCEEDED"),
     InternalError: Answer(500, "Backend", "INTERNAL"),
 }
 

@@ -5,18 +5,19 @@ Owns status codes and response headers; never touches what was asked or how it w
 
 import base64
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from starlette.responses import Response
 
 from openbei import errors
 from openbei.engine.request import Result
+from openbei.server.negotiate import to_json, written
 from openbei.server.route import Call, Dialect, Handler
 from openbei.wire.cohere import CohereError
 from openbei.wire.openai import OpenAIError
@@ -46,18 +47,15 @@ Compute = Callable[[Call, Any], Awaitable[Outcome]]
 
 
 def measured(compute: Compute) -> Handler:
-    """What computes an answer -> a handler that writes it as JSON, with the headers that tell what it cost."""
+    """What computes an answer -> a handler that writes it in the form asked for, and what it cost in headers."""
 
     async def handler(call: Call, body: Any) -> Response:
         value, result = await compute(call, body)
-        return json_answer(value, headers=computed(call, result))
+        response = written(value, ", ".join(call.http.headers.getlist("accept")))
+        response.headers.update(computed(call, result))
+        return response
 
     return handler
-
-
-def to_json(value: Any) -> bytes:
-    """Plain values, dataclasses and C-contiguous float32 arrays -> JSON; floats in their shortest float32 form."""
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -131,9 +129,10 @@ def error_headers(error: Exception) -> dict[str, str]:
             return {"www-authenticate": "Bearer"}
         case errors.MethodNotAllowed():
             return {"allow": ", ".join(error.allow)}
-        case errors.PayloadTooLarge():
+        case errors.PayloadTooLarge() | errors.TooSlow():
             return {"connection": "close"}  # or the server would read the rest of the body, however long
         case errors.Overloaded() | errors.Unhealthy():
-            return {"retry-after": str(min(max(1, error.retry_after_s), MAX_RETRY_AFTER_S))}
+            wait_s = min(max(1, error.retry_after_s), MAX_RETRY_AFTER_S)
+            return {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
         case _:
             return {}

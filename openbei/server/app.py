@@ -23,6 +23,7 @@ from openbei.errors import MethodNotAllowed, NotFound
 from openbei.server import docs
 from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed, to_json
 from openbei.server.intake import check_key, read
+from openbei.server.negotiate import SHAPE_HEADERS, compressed
 from openbei.server.route import Call, Route
 from openbei.server.routes import cohere, openai, platform, sparse, status, tei, tokens
 from openbei.wire.tei import TEIError
@@ -45,7 +46,7 @@ DEFAULT_ROUTES: dict[Kind, str] = {
 }
 REQUEST_ID = "x-request-id"
 CUSTOMER_REQUEST_ID = "x-baseten-customer-request-id"
-EXPOSED_HEADERS = (*COMPUTE_HEADERS, "retry-after", REQUEST_ID, CUSTOMER_REQUEST_ID)
+EXPOSED_HEADERS = (*COMPUTE_HEADERS, *SHAPE_HEADERS, "retry-after", "retry-after-ms", REQUEST_ID, CUSTOMER_REQUEST_ID)
 
 
 def create_app(engine: "Engine", config: ServerConfig) -> ASGIApp:
@@ -59,7 +60,7 @@ def create_app(engine: "Engine", config: ServerConfig) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         path = served_path(scope["path"], default_route)
         call = Call(engine, config, HTTPRequest(scope, receive), path, time.monotonic())
-        response = await respond(call, table)
+        response = await compressed(call, await respond(call, table))
         log(call, response.status_code)
         await response(scope, receive, send)
 
@@ -118,7 +119,7 @@ async def handle(call: Call, routes: Sequence[Route]) -> Response:
         check_key(call.http.headers, call.config.api_key)
     body = None
     if route.body is not None:
-        body = await read(call.http, route.body, call.config.payload_limit)
+        body = await read(call, route.body)
     return await route.handler(call, body)
 
 

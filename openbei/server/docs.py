@@ -6,7 +6,7 @@ from importlib.resources import files
 from starlette.responses import Response
 
 from openbei import __version__
-from openbei.server.answers import to_json
+from openbei.server.negotiate import to_json
 from openbei.server.openapi import document
 from openbei.server.route import Call, Route
 

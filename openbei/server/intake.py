@@ -22,10 +22,12 @@ from openbei.errors import (
     InvalidInput,
     MalformedBody,
     PayloadTooLarge,
+    TooSlow,
     Unauthorized,
     Unhealthy,
     UnsupportedMediaType,
 )
+from openbei.server.negotiate import coding_of, inflate
 from openbei.server.route import Call
 from openbei.wire.inputs import CutOptions, EmbedOptions, PromptOptions, ScoreOptions
 
@@ -33,6 +35,8 @@ from openbei.wire.inputs import CutOptions, EmbedOptions, PromptOptions, ScoreOp
 FORM_TYPE = "application/x-www-form-urlencoded"
 JSON_TYPE = re.compile(r"application/([^/]+\+)?json")
 MILLISECONDS = re.compile(r"[0-9]{1,15}")
+POSITIVE = re.compile(r"\+?0*[1-9][0-9]*")
+BULK_WORDS = frozenset({"bulk", "batch", "low"})
 
 
 def check_key(headers: Mapping[str, str], api_key: str | None) -> None:
@@ -47,10 +51,18 @@ def check_key(headers: Mapping[str, str], api_key: str | None) -> None:
         raise Unauthorized("an API key is required: send it as `Authorization: Bearer KEY`")
 
 
-async def read(http: HTTPRequest, shape: Any, limit_bytes: int) -> Any:
-    """Request -> its body as `shape`; raises E02, E04, E01, E03 and ClientDisconnect."""
-    check_type(http.headers)
-    return decode(await read_bytes(http, limit_bytes), shape)
+async def read(call: Call, shape: Any) -> Any:
+    """Call -> its body as `shape`; raises E02, E04, TooSlow, E01, E03 and ClientDisconnect."""
+    check_type(call.http.headers)
+    coding, limit_bytes = coding_of(call.http.headers), call.config.payload_limit
+    try:
+        async with asyncio.timeout(call.config.read_timeout_ms / 1000):
+            body = await read_bytes(call.http, limit_bytes)
+    except TimeoutError:
+        raise TooSlow(f"the body did not come in within {call.config.read_timeout_ms} ms") from None
+    if coding is not None:
+        body = await asyncio.to_thread(inflate, body, coding, limit_bytes)
+    return decode(body, shape)
 
 
 def check_type(headers: Mapping[str, str]) -> None:
@@ -58,8 +70,6 @@ def check_type(headers: Mapping[str, str]) -> None:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if not JSON_TYPE.fullmatch(kind) and kind != FORM_TYPE:
         raise UnsupportedMediaType("the Content-Type must be application/json")
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedMediaType("a Content-Encoding is not supported; send the body as it is")
 
 
 async def read_bytes(http: HTTPRequest, limit_bytes: int) -> bytes:
@@ -149,12 +159,32 @@ def milliseconds(text: str) -> float | None:
 
 def engine_request(call: Call, inputs: Sequence[Input], body: CutOptions, task: Task = "embed") -> Request:
     """A batch and the options that its body holds -> the engine's Request."""
-    return request_of(call, inputs, engine_options(body), task)
+    return request_of(call, inputs, engine_options(body), task, body.priority)
 
 
-def request_of(call: Call, inputs: Sequence[Input], options: Options, task: Task = "embed") -> Request:
-    """A batch and its options -> the engine's Request, with the deadline that the client set."""
-    return Request(inputs=inputs, task=task, options=options, deadline_s=deadline_s(call.http.headers, call.arrived_s))
+def request_of(
+    call: Call, inputs: Sequence[Input], options: Options, task: Task = "embed", priority: int | None = None
+) -> Request:
+    """A batch and its options -> the engine's Request, with the deadline and the priority that the client set."""
+    headers = call.http.headers
+    return Request(
+        inputs=inputs,
+        task=task,
+        options=options,
+        deadline_s=deadline_s(headers, call.arrived_s),
+        bulk=is_bulk(headers, priority),
+    )
+
+
+def is_bulk(headers: Mapping[str, str], priority: int | None) -> bool:
+    """True if a request may wait for others: by its x-priority or x-baseten-priority, else by its body's number.
+
+    Words for it are bulk, batch and low; of numbers, all above 0. The header is a hint: any other value means no.
+    """
+    word = headers.get("x-priority", headers.get("x-baseten-priority"))
+    if word is None:
+        return priority is not None and priority > 0
+    return word.strip().lower() in BULK_WORDS or POSITIVE.fullmatch(word.strip()) is not None
 
 
 def engine_options(body: CutOptions) -> Options:

@@ -22,6 +22,7 @@ INPUT_ERRORS: tuple[type[errors.RequestError], ...] = (
     errors.MalformedBody,
     errors.EmptyInput,
     errors.Unauthorized,
+    errors.TooSlow,
     errors.PayloadTooLarge,
     errors.UnsupportedMediaType,
     errors.InvalidInput,

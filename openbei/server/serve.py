@@ -14,6 +14,7 @@ import uvicorn
 
 from openbei.config import ServerConfig
 from openbei.server.app import create_app
+from openbei.server.connection import impatient
 from openbei.server.listen import listen, url
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(engine, config),
-                http="httptools",
+                http=impatient(config.read_timeout_ms),
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from openbei.errors import InvalidInput, MalformedBody
-from openbei.wire.inputs import Count
+from openbei.wire.inputs import Count, Queued
 from openbei.wire.openai import Usage
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
@@ -20,7 +20,7 @@ Document = str | dict[str, msgspec.Raw]  # raw, so that an answer repeats what w
 Model = Annotated[str | None, Meta(description="Any name; it is not checked.")]
 
 
-class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
+class RerankRequest(Queued, frozen=True, kw_only=True):
     """A query and the documents that may answer it. Documents that are too long are cut."""
 
     query: str
@@ -62,7 +62,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     content: list[TextPart]
 
 
-class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
+class EmbedRequest(Queued, frozen=True, kw_only=True):
     """Texts to embed, in `texts` or in `inputs`."""
 
     texts: list[str] | None = None

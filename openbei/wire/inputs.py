@@ -36,8 +36,17 @@ Inputs = Annotated[
 ]
 
 
-class CutOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What happens to inputs that are too long; null means the default in every field."""
+class Queued(msgspec.Struct, frozen=True, kw_only=True):
+    """What may wait; null means the default in every field."""
+
+    priority: Annotated[
+        int | None,
+        Meta(description="Above 0: the request may wait for others, as bulk does. The header x-priority goes first."),
+    ] = None
+
+
+class CutOptions(Queued, frozen=True, kw_only=True):
+    """And what happens to inputs that are too long."""
 
     truncate: Annotated[
         bool | None, Meta(description="Cut inputs that are too long, or refuse them. Default: the server's choice.")

@@ -5,8 +5,9 @@ server.rs and types.rs, core/src/infer.rs and tokenization.rs); openbei's side i
 test_conditions.py and by docs/api.py, which makes docs/api.md of both.
 """
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,7 +17,7 @@ import httpx
 from openbei import errors
 from openbei.engine.request import Kind
 from tests.server.fakes import DIM, INFO, FakeEngine
-from tests.server.wire import Wire
+from tests.server.wire import JSON, Wire
 
 MANY = ["a"] * 5  # the fake engine takes 4
 LONG = "x" * (INFO.max_input_length + 1)
@@ -206,6 +207,10 @@ CONDITIONS: dict[str, Condition] = {
     "E20": Condition(
         "A bug in the server", errors.InternalError, "none: the process ends", False, "other clients are served on"
     ),
+    "E21": Condition(
+        "The body does not come in within the read timeout", errors.TooSlow, "none: it waits", False,
+        "clients that dawdle would hold connections for ever",
+    ),
 }  # fmt: skip
 
 # What the fake engine raises for conditions that no body brings about. /tokenize and /decode never reach the model.
@@ -260,6 +265,12 @@ def ask_failing(path: str, row: Row, where: str, error: Exception) -> httpx.Resp
     return Wire(engine).post(path, row.body)
 
 
+async def dawdling() -> AsyncIterator[bytes]:
+    """A body whose end never comes."""
+    yield b"{"
+    await asyncio.Event().wait()
+
+
 SPECIAL: dict[str, Callable[[str, Row], httpx.Response]] = {
     "E01": lambda path, row: served(row.kind).post(path, b"{"),
     "E02": lambda path, row: served(row.kind).post(
@@ -270,4 +281,5 @@ SPECIAL: dict[str, Callable[[str, Row], httpx.Response]] = {
     "E05": lambda path, row: served(row.kind, api_key="k").post(path, row.body),
     "E06": lambda path, row: served(row.kind).post(path.rstrip("/") + "/nowhere", row.body),
     "E07": lambda path, row: served(row.kind).send("PUT", path, json=row.body),
+    "E21": lambda path, row: served(row.kind, read_timeout_ms=1).send("POST", path, content=dawdling(), headers=JSON),
 }

@@ -104,7 +104,7 @@ def test_openapi_shapes_are_those_that_are_checked(wire: Wire) -> None:
     assert request["required"] == ["input"]
     assert set(request["properties"]) == {
         *("input", "model", "encoding_format", "user"),
-        *("truncate", "truncation_direction", "prompt_name", "normalize", "dimensions"),
+        *("truncate", "truncation_direction", "prompt_name", "normalize", "dimensions", "priority"),
     }
     answer = wire.post("/v1/embeddings", {"input": "a"}).json()
     assert set(answer) == set(schemas["Embeddings"]["properties"])

@@ -58,7 +58,9 @@ async def rerank(call: Call, body: RerankV1Request | RerankV2Request, version: V
     texts = as_documents(body.documents, body.rank_fields)
     limit = body.max_tokens_per_doc if isinstance(body, RerankV2Request) else None
     options = Options(truncate=True, max_second_tokens=limit)
-    result = await answered(call, request_of(call, [Pair(body.query, text) for text in texts], options, "rerank"))
+    result = await answered(
+        call, request_of(call, [Pair(body.query, text) for text in texts], options, "rerank", body.priority)
+    )
     scores: Any = result.rows
     with_documents = version == "1" if body.return_documents is None else body.return_documents
     ranked = [
@@ -103,7 +105,7 @@ async def embed(call: Call, body: EmbedRequest, version: Version) -> tuple[Embed
     kinds: list[EmbeddingType] = body.embedding_types or ["float"]
     options = embed_options(body, call.engine.info)
     check_bits(kinds, options.dimensions or call.engine.info.embedding_dim)
-    result = await answered(call, request_of(call, texts, options))
+    result = await answered(call, request_of(call, texts, options, priority=body.priority))
     rows = vectors(result)
     answer = Embedded(
         id=str(uuid.uuid4()),

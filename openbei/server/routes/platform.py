@@ -50,7 +50,7 @@ class Inputs(msgspec.Struct):
 
 async def default(call: Call, _: None) -> Response:
     """POST /: what the model is for; of an embedding model, an object as inputs asks for similarities."""
-    body = bytes(await read(call.http, msgspec.Raw, call.config.payload_limit))
+    body = bytes(await read(call, msgspec.Raw))
     shape, compute = ACTIONS[call.engine.info.kind]
     if call.engine.info.kind == "embedding" and bytes(decode(body, Inputs).inputs).startswith(b"{"):
         shape, compute = SIMILARITY

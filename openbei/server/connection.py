@@ -1,0 +1,77 @@
+"""uvicorn's reader of HTTP, made impatient: a head that dawdles is answered 408, and what is no HTTP in JSON.
+
+Owns a connection until a request's head is whole; never touches bodies, routes or answers after that.
+"""
+
+import asyncio
+from functools import partial
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from openbei.errors import ANSWERS, MalformedBody, RequestError, TooSlow
+from openbei.server.negotiate import to_json
+from openbei.wire.tei import TEIError
+
+REASONS = {400: b"Bad Request", 408: b"Request Timeout"}
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection. read_timeout_ms: for a head, from its first byte."""
+
+    def __init__(self, *args: Any, read_timeout_ms: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.read_timeout_ms = read_timeout_ms
+        self.head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client that says nothing at all may do so for as long as one that is between two requests."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio's hook."""
+        self.stop_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """httptools' hook: the first byte of a head."""
+        super().on_message_begin()
+        self.stop_timer()
+        self.head_timer = self.loop.call_later(self.read_timeout_ms / 1000, self.give_up)
+
+    def on_headers_complete(self) -> None:
+        """httptools' hook."""
+        self.stop_timer()
+        super().on_headers_complete()
+
+    def stop_timer(self) -> None:
+        """The head is whole, or nobody waits for it."""
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+    def give_up(self) -> None:
+        """Answer 408; behind a request that is still being answered, just stop reading."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        else:
+            self.refuse(TooSlow(f"the head of the request did not come in within {self.read_timeout_ms} ms"))
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's hook for what is no HTTP."""
+        self.stop_timer()
+        self.refuse(MalformedBody("the request is not HTTP that can be read"))
+
+    def refuse(self, error: RequestError) -> None:
+        """Answer an error, and hang up."""
+        row = ANSWERS[type(error)]
+        body = to_json(TEIError(str(error), row.type))
+        head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (row.status, REASONS[row.status], len(body)) + body)
+        self.transport.close()
+
+
+def impatient(read_timeout_ms: int) -> Any:
+    """What uvicorn calls for each connection."""
+    return partial(Connection, read_timeout_ms=read_timeout_ms)
