@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 IGNORED: dict[str, tuple[click.ParamType[Any], str]] = {
     "--uds-path": (click.STRING, "the processes of one server find a socket of their own"),
     "--disable-spans": (click.BOOL, "no spans are logged"),
-    "--otlp-endpoint": (click.STRING, "no traces are sent"),
-    "--otlp-service-name": (click.STRING, "no traces are sent"),
     "--prometheus-port": (click.STRING, "/metrics is on --port"),
     "--dense-path": (click.STRING, "the Dense modules are those that the model's modules.json names"),
 }
@@ -89,6 +87,10 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
     from openbei import logs
 
     logs.start(config.json_output)
+    if config.otlp_endpoint is not None:
+        from openbei.server.trace import check
+
+        check(config)
     config = _with_grpc_port(config)
     if config.frontends:
         _serve_processes(engine_config, config, started_s)

@@ -68,6 +68,10 @@ class ServerConfig:
     cors_allow_origin: tuple[str, ...] = _flag((), "Origin allowed by CORS, repeatable; any if not set")
     compress: bool = _flag(True, "Compress long answers with zstd or gzip, for clients that take them")
     read_timeout_ms: int = _flag(60_000, "Time for a request's head to come in, and for its body", minimum=1)
+    otlp_endpoint: str | None = _flag(
+        None, "Where traces are sent by OTLP, such as http://localhost:4317; none: nowhere"
+    )
+    otlp_service_name: str = _flag("openbei", "Name of this service in its traces")
     json_output: bool = _flag(False, "Write the log as JSON lines")
     default_route: DefaultRoute | None = _flag(None, "What BEI's /environments/ENV/predict means; by model if not set")
     aip_predict_route: str | None = _flag(None, "Path of Vertex AI's predictions, beside /vertex")

@@ -62,4 +62,7 @@ class Pending:
             for (begin_s, end_s), length in zip(spans, self._lengths, strict=True)
         ]
         queue_s = sum(times.queue_s for times in self.times) / count
-        return Timings(total_s, tokenization_s, queue_s, sum(times.inference_s for times in self.times) / count)
+        inference_s = sum(times.inference_s for times in self.times) / count
+        return Timings(
+            total_s, tokenization_s, queue_s, inference_s, self._submitted_s, self._tokenized_s, tuple(spans)
+        )

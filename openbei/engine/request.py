@@ -108,12 +108,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds. total_s: submit to result. The others are means over the inputs."""
+    """Seconds. total_s: submit to result; tokenization_s, queue_s, inference_s: means over the inputs.
+
+    submitted_s, tokenized_s: time.monotonic(). batches: when each input's batch began and ended, on the same clock.
+    """
 
     total_s: float
     tokenization_s: float
     queue_s: float
     inference_s: float
+    submitted_s: float = 0.0
+    tokenized_s: float = 0.0
+    batches: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from openbei.server.intake import check_key, read
 from openbei.server.negotiate import SHAPE_HEADERS, compressed
 from openbei.server.route import Call, Route
 from openbei.server.routes import cohere, openai, platform, sparse, status, tei, tokens
+from openbei.server.trace import with_traces
 from openbei.wire.tei import TEIError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def create_app(engine: "Engine", config: ServerConfig) -> ASGIApp:
         log(call, response.status_code)
         await response(scope, receive, send)
 
-    return with_request_id(with_cors(app, config.cors_allow_origin))
+    return with_traces(with_request_id(with_cors(app, config.cors_allow_origin)), config)
 
 
 def served_path(path: str, default_route: str) -> str:

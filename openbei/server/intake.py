@@ -29,6 +29,7 @@ from openbei.errors import (
 )
 from openbei.server.negotiate import coding_of, inflate
 from openbei.server.route import Call
+from openbei.server.trace import note
 from openbei.wire.inputs import CutOptions, EmbedOptions, PromptOptions, ScoreOptions
 
 # curl -d names the form type when it is told none, and so do published examples of BEI.
@@ -213,7 +214,9 @@ async def answered(call: Call, request: Request) -> Result:
         result.cancel()  # reaches the engine's future; does nothing to one that is done
     if result.cancelled():
         raise Unhealthy("the request was dropped by the server")
-    return result.result()
+    answer = result.result()
+    note(call.http.scope, answer.timings)
+    return answer
 
 
 async def disconnected(http: HTTPRequest) -> None:
