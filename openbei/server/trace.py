@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 STEPS = "openbei.steps"
+SEND_S = 2  # also what the end of the process waits for a collector that is gone
 PARENT = ("traceparent", "tracestate")
 PROTOCOLS = ("grpc", "http/protobuf")
 EXPORTERS = {
@@ -64,11 +65,11 @@ def exporter(endpoint: str) -> "SpanExporter":
     if protocol() == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
-        return GrpcExporter(endpoint=endpoint)
+        return GrpcExporter(endpoint=endpoint, timeout=SEND_S)
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
     bare = urlsplit(endpoint).path in {"", "/"}
-    return HttpExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces" if bare else endpoint)
+    return HttpExporter(f"{endpoint.rstrip('/')}/v1/traces" if bare else endpoint, timeout=SEND_S)
 
 
 def with_traces(app: ASGIApp, config: ServerConfig) -> ASGIApp:
