@@ -21,9 +21,9 @@ from openbei.config import ServerConfig
 from openbei.engine.request import Kind
 from openbei.errors import MethodNotAllowed, NotFound
 from openbei.server import docs
-from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed, to_json
+from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed
 from openbei.server.intake import check_key, read
-from openbei.server.negotiate import SHAPE_HEADERS, compressed
+from openbei.server.negotiate import SHAPE_HEADERS, compressed, to_json
 from openbei.server.route import Call, Route
 from openbei.server.routes import cohere, openai, platform, sparse, status, tei, tokens
 from openbei.server.trace import with_traces
