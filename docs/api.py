@@ -17,7 +17,8 @@ HEAD = """# The HTTP API
 
 *Made by `make docs` from the code; do not edit.*
 
-Bodies are JSON both ways; `/docs` on a running server shows every field, `/openapi.json` is the same for programs.
+Bodies are JSON both ways, unless the client asks for another form (below); `/docs` on a running server shows every
+field, `/openapi.json` is the same for programs.
 Unknown fields are ignored, and null means the default. A request succeeds whole or fails whole.
 
 ## Routes
@@ -40,14 +41,36 @@ Every route also answers behind a prefix, once, so that a client of BEI changes 
 `ENV` and `ID` are one part of a path. `DEFAULT` is `--default-route`; if that is not set, `/v1/embeddings` of an
 embedding model, `/predict` of a classifier, `/rerank` of a reranker and `/predict_tokens` of a token classifier.
 
+## Forms of an answer
+
+- `Accept: application/msgpack`: the same structure in MessagePack, vectors as float32. With the same weight as JSON it
+  goes first. For all routes whose headers tell what the answer cost.
+- `Accept: application/octet-stream`, for `/embed`, `/similarity`, `/v1/embeddings` with floats, and `/`: the numbers
+  alone, little-endian float32, row by row. `x-shape: 2,384` and `x-dtype: float32` say how to read them.
+- `Accept-Encoding: zstd` or `gzip`: compressed from 16 KiB on, where a sample shrinks to two thirds or less; never with
+  `--compress false`.
+
+Other routes, other types and all errors are JSON. A body may come as `Content-Encoding: zstd` or `gzip`, in one piece;
+the payload limit counts what is inside, too.
+
+## Order and time
+
+- `x-priority: bulk` (or `batch`, `low`, or a number above 0), else `x-baseten-priority`, else `"priority": 1` in the
+  body: the request waits for those that do not say so. It has a turn each second, and three quarters of the queue.
+- `request-timeout-ms: N`, `request-deadline-ms: EPOCH_MS`: not computed when that has passed, but answered 504.
+- `traceparent`: the span above the request's own, where `--otlp-endpoint` is set.
+
+A client that hangs up drops what of its request is not computed yet. A request whose head or body takes longer than
+`--read-timeout-ms` to come in is answered 408.
+
 ## Errors
 
 Each dialect has one form of body. Of the same error (a batch that is too large):
 
 {bodies}
 
-The `type` words stand in the table below. 429 and 503 carry `Retry-After`, 401 `WWW-Authenticate`, 405 `Allow`, and all
-the request's ids. A path that is not served is answered in TEI's form.
+The `type` words stand in the table below. 429 and 503 carry `Retry-After` and `retry-after-ms`, 401
+`WWW-Authenticate`, 405 `Allow`, and all the request's ids. A path that is not served is answered in TEI's form.
 
 | | condition | TEI 1.9.3 | openbei | why it differs |
 |---|---|---|---|---|
