@@ -91,6 +91,10 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
     from openbei import logs
 
     logs.start(config.json_output)
+    if config.otlp_endpoint is not None:
+        from openbei.server.trace import check
+
+        check(config)
     config = _with_grpc_port(config)
     if config.otlp_endpoint is not None:
         from openbei.server.trace import check
