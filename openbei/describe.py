@@ -3,13 +3,15 @@
 Owns wording and alignment only; never reads files, loads models or prints.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from openbei.config import EngineConfig
 from openbei.engine.request import EngineInfo, Kind
 from openbei.model.spec import Dense, Model, ModelSpec, num_parameters
 from openbei.weights.checkpoint import Checkpoint
+from openbei.weights.store import SHORT, Entry
 
 Facts = dict[str, Any]
 
@@ -76,6 +78,31 @@ def _embedding_task(model: Model) -> str:
     vector = "embed sparse" if model.num_logs else "embed" if model.pooling else None
     tasks = (vector, "embed sparse" if model.weigher else None, "embed by token" if model.multi else None)
     return ", ".join(filter(None, tasks))
+
+
+def artifact_facts(entry: Entry) -> Facts:
+    """An artifact of the store -> what a list of them says of it."""
+    manifest = entry.manifest
+    return {
+        "id": entry.folder.name[:SHORT],
+        "model": manifest.source,
+        "revision": manifest.revision,
+        "dtype": manifest.dtype,
+        "bytes": manifest.size_bytes,
+        "used": datetime.fromtimestamp(entry.used_s, UTC).isoformat(timespec="seconds"),
+        "folder": str(entry.folder),
+    }
+
+
+def columns(rows: Sequence[Facts]) -> str:
+    """Facts of the same names -> aligned columns under them; nothing -> a sentence."""
+    if not rows:
+        return "nothing is built"
+    lines = [list(rows[0]), *([_plain(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo) -> Facts:
