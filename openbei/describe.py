@@ -113,13 +113,20 @@ def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo)
     return {
         "model": info.model_id,
         "network": f"{network}, {_output(checkpoint)}",
-        "precision": f"{info.dtype}: {precision_reason(engine.dtype, info.dtype, info.device)}",
+        "precision": f"{info.dtype}: {_precision_reason(checkpoint, engine, info)}",
         "device": f"{info.device}, {info.max_batch_tokens} tokens a batch",
         "input": f"at most {info.max_input_length} tokens; longer is {too_long}",
     }
 
 
-def precision_reason(asked: str, dtype: str, device: str = "cpu") -> str:
+def _precision_reason(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo) -> str:
+    built = checkpoint.artifact.dtype if checkpoint.artifact else "auto"
+    if engine.dtype == "auto" and built != "auto":
+        return "as the artifact was built"
+    return precision_reason(engine.dtype, info.dtype, info.device)
+
+
+def precision_reason(asked: str, dtype: str) -> str:
     """Why a precision was chosen."""
     if not device.startswith("cpu") and asked == "auto":
         return "in 16 bit it does not fit in the GPU's memory" if dtype == "fp8" else "native on this GPU"

@@ -21,7 +21,9 @@ PHASES: tuple[Phase, ...] = ("pin", "fetch", "copy", "try", "write", "name")
 
 def examine(checkpoint: Checkpoint) -> Examined:
     """No network is run: a probe that only has a form."""
-    return Examined({"family": checkpoint.model.spec.family}, (Probe(("a",), (1, 2), (0, 0), "vectors", ((1.0, 0.5),)),))
+    return Examined(
+        {"family": checkpoint.model.spec.family}, (Probe(("a",), (1, 2), (0, 0), "vectors", ((1.0, 0.5),)),)
+    )
 
 
 def make(model: Path | str, out: Path | None, watch: Watch | None = None, **more: object) -> Built:

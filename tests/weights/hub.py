@@ -64,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = self.path.partition("?")[0].strip("/").split("/")
         api = parts[:2] == ["api", "models"]
         owner, name, *rest = parts[2:] if api else parts
-        repo = f"{owner}/{name}"
+        repo, rest = f"{owner}/{name}", rest or ["revision", "main"]
         self.hub.tokens.append(self.headers.get("Authorization"))
         if api and self._fault("api"):
             return
