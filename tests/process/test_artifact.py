@@ -1,4 +1,4 @@
-"""`bei build` and `bei serve` of its artifact as programs: no network, the same vectors, and a refusal where it must be.
+"""`bei build` and `bei serve` of its artifact as programs: no network, the same vectors, and refusals.
 
 Needs the embedded model's package.
 """
@@ -12,15 +12,25 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.process.test_process import BEI, HELLO_WORLD, Server
+from tests.process.test_process import BEI, ENV, HELLO_WORLD, Server
 
-# A process in which whoever looks a name up, or connects to anything but this machine, is shot.
+# A process in which whoever looks a name up, or connects to an address, is shot; sockets of the file system are fine.
 NO_NETWORK = """
-import os, signal, socket
-def refuse(*args, **more):
-    os.kill(os.getpid(), signal.SIGKILL)
-socket.getaddrinfo = socket.socket.connect = socket.socket.connect_ex = socket.create_connection = refuse
+import os, signal, sys
+def shoot(event, args):
+    name = event == "socket.getaddrinfo" and args[0] != "127.0.0.1"
+    address = event == "socket.connect" and isinstance(args[1], tuple)
+    if name or address:
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(shoot)
 """
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
+    monkeypatch.setitem(ENV, "PYTHONPATH", f"{tmp_path}:{os.getcwd()}")
+    monkeypatch.setitem(ENV, "HF_ENDPOINT", "http://127.0.0.1:9")
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +42,15 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
+@pytest.mark.usefixtures("no_network")
+def test_without_a_network_there_is_none() -> None:
+    done = subprocess.run([*BEI, "info", "owner/name"], capture_output=True, check=False, env=ENV)
+    assert done.returncode == -9
+
+
+@pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("layout", [(), ("--frontends", "1")], ids=["one process", "frontends"])
-def test_an_artifact_is_served_without_a_network(
-    layout: tuple[str, ...], artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not layout:  # frontends talk to each other over a socket of the file system
-        (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
-        monkeypatch.setitem(Server.__init__.__globals__["ENV"], "PYTHONPATH", f"{tmp_path}:{os.getcwd()}")
+def test_an_artifact_is_served_without_a_network(layout: tuple[str, ...], artifact: Path) -> None:
     server = Server(str(artifact), "--verify", *layout)
     assert "sentence-transformers/all-MiniLM-L6-v2" in server.banner
     assert "float32: as the artifact was built" in server.banner

@@ -1,4 +1,4 @@
-"""A model hub of the test's own, on loopback: the few endpoints that fetching a snapshot asks for, and what can go wrong.
+"""A model hub of the test's own, on loopback: the few endpoints that fetching a snapshot asks for, and faults.
 
 HUB/owner/name/resolve/main is a plain web server's folder of the same files, with ranges.
 """
@@ -23,7 +23,7 @@ class Hub:
 
     broken: answer 500 to all. lost: a file that is listed and not there. asked: the files that were fetched.
     faults: by a file's name, or "api", what goes wrong with the next answers: a status; "truncate" (half of it, then
-    the connection ends); "hang" (until the hub is let go); "change" (the file, before it is sent); "flip" (a bit of it).
+    the connection ends); "hang" (until the hub is let go); "change" (the file, before it is sent); "flip" (one bit).
     ranges: the offsets that were asked for. tokens: what came as Authorization.
     """
 

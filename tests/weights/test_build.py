@@ -195,7 +195,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
 
 
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    program = "import sys; from pathlib import Path; from tests.weights.building import make; make(sys.argv[1], Path(sys.argv[2]))"
+    program = "import sys, pathlib, tests.weights.building as b; b.make(sys.argv[1], pathlib.Path(sys.argv[2]))"
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -289,5 +289,5 @@ def test_an_artifact_is_copied_and_verified_not_built_anew(folder: Path, tmp_pat
 
 @pytest.mark.parametrize("model", ["./none", "/none/of/this", "a/b/c", ""])
 def test_a_path_that_is_not_there_is_said_so(model: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match="there is no folder|name is empty"):
+    with pytest.raises(ModelNotFound, match=r"there is no folder|name is empty"):
         make(model, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Where a build fetches: a hub and a web server on loopback, and fsspec's file systems, with all that goes wrong there."""
+"""Where a build fetches: a hub and a web server on loopback, and fsspec's file systems, with what goes wrong there."""
 
 import json
 import shutil
@@ -233,7 +233,7 @@ def test_a_signature_in_the_address_is_sent_and_never_written(hub: Hub, web: str
 def test_an_index_may_not_name_files_elsewhere(name: str, hub: Hub, web: str, repo: Path, tmp_path: Path) -> None:
     (repo / WEIGHTS).rename(repo.parent / "outside")
     (repo / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(ModelError, match="outside of its folder|may only name files beside it|has no"):
+    with pytest.raises(ModelError, match=r"outside of its folder|may only name files beside it|has no"):
         make(web, tmp_path / "out")
     assert not (tmp_path / "home" / "fetched" / "outside").exists()
 
