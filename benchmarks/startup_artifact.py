@@ -5,10 +5,11 @@
     python benchmarks/startup_artifact.py --artifact DIR
 
 `bei build` makes the artifact, then each start is a new Python that does what `bei serve` does up to the first vector,
-and says the seconds of each part: importing; reading, which maps the weights and hashes the small files; starting, which
-compiles and runs the self-check; the tokenizer with the first text. Cold: the artifact's files are dropped from the page
-cache before (those of Python and OpenVINO are not). Warm: nothing is. Second: another replica runs meanwhile, idle.
-Medians over rounds. Memory is PSS, at rest: each process' own, and its share of what several map. Two replicas: the sum.
+and says the seconds of each part: importing; reading, which maps the weights and hashes the small files; starting,
+which compiles and runs the self-check, and reads the tokenizer; the first text. Cold: the artifact's files are dropped
+from the page cache before (those of Python and OpenVINO are not). Warm: nothing is. Second: another replica runs
+meanwhile, idle. Medians over rounds. Memory is PSS at rest: what a process has alone, and its share of what several
+map. Of two replicas: the sum.
 
 It does not mean: HTTP (startup.py), a fetch, the first start after boot, or memory under load.
 """
