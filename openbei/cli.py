@@ -331,7 +331,7 @@ def build(ctx: click.Context, /, **values: Any) -> None:
 
 def _examine(checkpoint: "Checkpoint") -> "Examined":
     from openbei.describe import checkpoint_facts
-    from openbei.engine.executor import CpuExecutor
+    from openbei.engine.cpu import CpuExecutor
     from openbei.engine.probe import check_outputs, make_probes
     from openbei.weights.build import Examined
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from openbei.engine.request import Input, Pair
 from openbei.engine.tokenizer import Tokenizer, Truncation
 from openbei.errors import ModelError, WeightsError
-from openbei.model.spec import Output, pack
+from openbei.model.spec import pack
 from openbei.weights.checkpoint import Checkpoint, TextSpec
 from openbei.weights.manifest import Probe
 
@@ -38,7 +38,7 @@ def make_probes(checkpoint: Checkpoint, executor: "Executor") -> tuple[Probe, ..
     labels = checkpoint.labels
     of_pairs = labels is not None and labels.reranker
     inputs = PAIRS if of_pairs else tuple((text,) for text in TEXTS)
-    output: Output = "labels" if labels else "vectors"
+    output = checkpoint.model.main_output
     encoded = Tokenizer(checkpoint.text).encode([_input(texts) for texts in inputs], Truncation(True))
     asked = [
         Probe(texts, tuple(one.ids), tuple(one.type_ids or [0] * len(one.ids)), output, ())
@@ -93,8 +93,7 @@ def _run(checkpoint: Checkpoint, executor: "Executor", probes: Iterable[Probe]) 
     probes = list(probes)
     batch = pack(checkpoint.model.spec, [one.ids for one in probes], [one.type_ids for one in probes])
     rows = executor.run(batch, probes[0].output, executor.device.divided)
-    by_token = checkpoint.labels is not None and checkpoint.labels.per_token
-    cuts = batch.cu_seqlens[1:-1] if by_token else range(1, len(probes))
+    cuts = batch.cu_seqlens[1:-1] if len(rows) == batch.num_tokens else range(1, len(probes))
     return np.split(rows, cuts)
 
 

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 
 from openbei.config import DType
 from openbei.errors import ConfigError, ModelError
-from openbei.model.spec import Pooling
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
 from openbei.weights.manifest import (
@@ -34,6 +33,7 @@ from openbei.weights.manifest import (
     sha256_of,
     write_manifest,
 )
+from openbei.weights.modules import PoolingChoice
 from openbei.weights.repo import HubOptions, Source, is_of_model, locate
 from openbei.weights.source import (
     Patience,
@@ -47,7 +47,7 @@ from openbei.weights.source import (
 )
 from openbei.weights.source_hub import bring, is_hub_id, pin
 from openbei.weights.store import artifacts_folder, list_store, locked, store_folder
-from openbei.weights.tensors import read_tensors, write_safetensors
+from openbei.weights.tensors import read_tensors, read_torch_file, write_safetensors
 
 Phase = Literal["pin", "fetch", "copy", "try", "write", "name"]
 SAFE = (".json", ".jinja", ".safetensors")  # nothing that anyone could run
@@ -84,7 +84,7 @@ class Wanted:
     revision: str | None = None
     out: Path | None = None
     dtype: DType = "auto"
-    pooling: Pooling | None = None
+    pooling: PoolingChoice | None = None
     token: str | None = None
     cache_dir: Path | None = None
     patience: Patience = field(default_factory=Patience)
@@ -259,6 +259,11 @@ def _copy(source: Path, stage: Path, on_bytes: OnBytes) -> dict[str, FileFact]:
     for name, path in chosen.items():
         if path.suffix in SAFE and not name.endswith(".bin.index.json"):
             files[name] = _copy_file(path, stage / name, on_bytes)
+    for name, path in chosen.items():
+        if path.suffix == ".pt":
+            target = stage / Path(name).with_suffix(".safetensors")
+            write_safetensors(target, read_torch_file(path))
+            files[target.relative_to(stage).as_posix()] = FileFact(target.stat().st_size, sha256_of(target, on_bytes))
     pickled = {path.parent for path in chosen.values() if path.name.startswith("pytorch_model")}
     for folder in sorted(pickled):
         short = folder.relative_to(source)

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import orjson
@@ -61,7 +61,7 @@ class Manifest:
     source: str
     revision: str | None
     dtype: DType = "auto"
-    pooling: Pooling | None = None
+    pooling: Pooling | Literal["splade"] | None = None
     model: dict[str, Any] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
     files: dict[str, FileFact]

@@ -41,7 +41,7 @@ def read_tensors(folder: Path) -> dict[str, Array]:
     Raises ModelNotFound if there is none, WeightsError if one cannot be read.
     """
     if (folder / "model.safetensors").exists():
-        return _safetensors(folder / "model.safetensors")
+        return read_safetensors_file(folder / "model.safetensors")
     if (folder / "model.safetensors.index.json").exists():
         return _sharded(folder / "model.safetensors.index.json")
     if (folder / "pytorch_model.bin").exists():
@@ -94,10 +94,11 @@ def _shard(folder: Path, file: str) -> dict[str, Array]:
         raise WeightsError(f"an index may only name files beside it, got {file!r}")
     if not path.exists():
         raise ModelNotFound(f"{folder} has no {file}, which its index names")
-    return _safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+    return read_safetensors_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
 
 
-def _safetensors(path: Path) -> dict[str, Array]:
+def read_safetensors_file(path: Path) -> dict[str, Array]:
+    """One safetensors file -> its arrays, mapped. Raises WeightsError."""
     try:
         # Copy-on-write: OpenVINO shares only arrays that are writable, and nobody writes.
         raw = np.asarray(np.memmap(path, mode="c"))

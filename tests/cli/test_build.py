@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from openbei.cli import main
 from openbei.config import EngineConfig
 from openbei.engine import start
-from openbei.engine.executor import CpuExecutor
+from openbei.engine.cpu import CpuExecutor
 from openbei.engine.probe import difference
 from openbei.engine.request import Request
 from openbei.errors import ModelError, WeightsError
@@ -119,7 +119,7 @@ def test_the_precision_of_an_artifact_counts_unless_another_is_asked_for(
         asked.append(dtype)
         return CpuExecutor(model, "float32")  # type: ignore[arg-type]
 
-    monkeypatch.setattr(start, "CpuExecutor", executor)
+    monkeypatch.setattr("openbei.engine.cpu.CpuExecutor", executor)
     for dtype in ("auto", "float32"):
         start.make_executor(checkpoint, EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]
     assert asked == ["float16", "float32"]
