@@ -126,7 +126,7 @@ def _precision_reason(checkpoint: Checkpoint, engine: EngineConfig, info: Engine
     return precision_reason(engine.dtype, info.dtype, info.device)
 
 
-def precision_reason(asked: str, dtype: str, device: str) -> str:
+def precision_reason(asked: str, dtype: str, device: str = "cpu") -> str:
     """Why a precision was chosen."""
     if not device.startswith("cpu") and asked == "auto":
         return "in 16 bit it does not fit in the GPU's memory" if dtype == "fp8" else "native on this GPU"

@@ -104,6 +104,19 @@ def test_a_pickle_becomes_safetensors_with_the_same_numbers(folder: Path, tmp_pa
     check_files(built.folder, built.manifest, full=True)
 
 
+def test_extra_layers_become_safetensors_with_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    for name, rows in (("sparse_linear.pt", 1), ("colbert_linear.pt", 5)):
+        torch.save({"weight": torch.randn(rows, width), "bias": torch.randn(rows)}, folder / name)
+    built = make(folder, tmp_path / "out")
+    assert not list(built.folder.rglob("*.pt"))
+    ours, theirs = load(str(built.folder)), load(str(folder))
+    assert ours.by_token == theirs.by_token
+    for ours_head, their_head in ((ours.model.weigher, theirs.model.weigher), (ours.model.multi, theirs.model.multi)):
+        np.testing.assert_array_equal(ours_head[0].linear.weight, their_head[0].linear.weight)
+        np.testing.assert_array_equal(ours_head[0].linear.bias, their_head[0].linear.bias)
+
+
 def test_safetensors_are_written_aligned_and_as_the_library_reads_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tensors = {
