@@ -1,4 +1,4 @@
-"""The command `bei`: serve, embed, info. Flags and environment variables are made from the config classes.
+"""The command `bei`: serve, embed, info; build, verify, ls, rm. Flags and variables are made from the config classes.
 
 Owns what a person types and reads; never touches tensors or requests. What takes time to import is imported by the
 command that needs it, so that `bei --help` is quick and `bei serve` starts quickly.
@@ -21,12 +21,13 @@ from click.core import ParameterSource
 
 from openbei.config import EngineConfig, ServerConfig
 from openbei.deployments_cli import ServeCommand, deployments
-from openbei.errors import OpenBeiError
+from openbei.errors import ConfigError, OpenBeiError
 from openbei.flags import ConfigCommand, Secret, config_options, pick
 
 if TYPE_CHECKING:
     from openbei.engine.request import Kind
     from openbei.progress import Progress
+    from openbei.weights.build import Examined, Phase
     from openbei.weights.checkpoint import Checkpoint
 
 # TEI's flags that have no meaning here, and what openbei does instead.
@@ -38,6 +39,7 @@ IGNORED: dict[str, tuple[click.ParamType[Any], str]] = {
 }
 SERVING_ONLY = ("served_model_name", "max_concurrent_requests", "max_queue_tokens", "max_client_batch_size")
 LOADING_ONLY = ("model_id", "revision", "dtype", "pooling", "huggingface_hub_cache", "hf_token")
+BUILDING_ONLY = ("model_id", "revision", "dtype", "pooling", "huggingface_hub_cache", "hf_token")
 FORMATS = ("auto", "lines", "jsonl")
 OUTPUT_HELP = "JSONL, or a NumPy array if it ends in .npy; stdout if not set"
 FORMAT_HELP = "auto goes by FILE's suffix, else by its first line: a JSON string or object makes it jsonl"
@@ -62,7 +64,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="openbei", message="bei %(version)s")
 def main() -> None:
-    """Serve embeddings, embed files, and look at models."""
+    """Serve embeddings, embed files, look at models, and build them once to be started anywhere."""
 
 
 main.add_command(deployments)
@@ -78,10 +80,11 @@ def _tei_options(command: Any) -> Any:
 @click.argument("model", required=False)
 @config_options(EngineConfig)
 @config_options(ServerConfig)
+@click.option("--verify", is_flag=True, help="Of an artifact, hash the weights too before serving it")
 @_tei_options
 @click.pass_context
 def serve(ctx: click.Context, /, **values: Any) -> None:
-    """Serve MODEL over HTTP: a folder, a hub id, a deployment's config.yaml, or the embedded all-MiniLM-L6-v2."""
+    """Serve MODEL over HTTP: a folder, an artifact, a hub id, a deployment, or the embedded all-MiniLM-L6-v2."""
     started_s = time.monotonic()
     _settle_model(ctx, values)
     _settle_tei(values)
@@ -96,10 +99,7 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
 
         check(config)
     config = _with_grpc_port(config)
-    if config.otlp_endpoint is not None:
-        from openbei.server.trace import check
-
-        check(config)
+    _note_artifact(engine_config.model_id, values["verify"])
     if config.frontends:
         _serve_processes(engine_config, config, started_s)
     else:
@@ -112,6 +112,21 @@ def _with_grpc_port(config: ServerConfig) -> ServerConfig:
     from openbei.server.listen import settled
 
     return settled(config)
+
+
+def _note_artifact(model: str | None, verify: bool) -> None:
+    """Note that an artifact is used; check all of it if that is asked for."""
+    folder = Path(model).expanduser() if model else None
+    if folder is not None and (folder / "manifest.json").exists():
+        from openbei.weights.store import note_use
+
+        note_use(folder)
+        if verify:
+            _verify(folder)
+    elif verify:
+        raise ConfigError(
+            f"--verify needs an artifact, and {model or 'the embedded model'} is none: bei build it first"
+        )
 
 
 def _serve_here(engine_config: EngineConfig, config: ServerConfig, started_s: float) -> None:
@@ -267,6 +282,118 @@ def info(ctx: click.Context, /, as_json: bool, **values: Any) -> None:
     facts = checkpoint_facts(checkpoint)
     facts |= {"precision": dtype, "precision_reason": precision_reason(config.dtype, dtype)}
     click.echo(orjson.dumps(facts) if as_json else table(facts))
+
+
+@main.command(cls=ConfigCommand)
+@click.argument("model", required=False)
+@click.option("-o", "--out", type=click.Path(file_okay=False), help="Folder of the artifact; in the store if not set")
+@click.option(
+    "--token-file", type=click.Path(exists=True, dir_okay=False), help="File with a token for the hub or a web server"
+)
+@click.option("--store-limit", type=click.INT, help="Bytes in the store; what was not used for longest is removed")
+@click.option("--progress/--no-progress", default=None, help="A count on stderr; only on a terminal if not set")
+@config_options(EngineConfig, exclude=[item.name for item in fields(EngineConfig) if item.name not in BUILDING_ONLY])
+@click.pass_context
+def build(ctx: click.Context, /, **values: Any) -> None:
+    """Build MODEL into an artifact, a folder that bei serve starts from without a network, and print that folder.
+
+    MODEL is a folder, a hub id (owner/name, or owner/name@revision), https://..., s3://..., gs://... or az://...; or an
+    artifact in one of these places, which is copied and verified. The same artifact is not built twice.
+    """
+    _settle_model(ctx, values)
+    config = EngineConfig(**pick(EngineConfig, values))
+
+    from openbei.engine.start import load_options
+    from openbei.progress import ByteProgress
+    from openbei.weights.build import Wanted, Watch
+    from openbei.weights.build import build as build_artifact
+    from openbei.weights.store import shrink
+
+    loading = load_options(config)
+    wanted = Wanted(
+        model=config.model_id,
+        revision=config.revision,
+        out=Path(values["out"]) if values["out"] else None,
+        dtype=config.dtype,
+        pooling=loading.pooling,
+        token=Path(values["token_file"]).read_text().strip() if values["token_file"] else config.hf_token,
+        cache_dir=loading.cache_dir,
+    )
+    progress = ByteProgress(sys.stderr.isatty() if values["progress"] is None else values["progress"])
+
+    def on_phase(_: "Phase", text: str) -> None:
+        click.echo(text, err=True)
+
+    try:
+        built = build_artifact(wanted, _examine, Watch(on_phase, progress.add))
+    finally:
+        progress.close()
+    if values["store_limit"] is not None:
+        for entry in shrink(values["store_limit"], keep=built.folder):
+            click.echo(f"removed {entry.folder.name} ({entry.manifest.source}) from the store", err=True)
+    click.echo("built" if built.new else "there already, nothing was done", err=True)
+    click.echo(built.folder)
+
+
+def _examine(checkpoint: "Checkpoint") -> "Examined":
+    from openbei.describe import checkpoint_facts
+    from openbei.engine.cpu import CpuExecutor
+    from openbei.engine.probe import check_outputs, make_probes
+    from openbei.weights.build import Examined
+
+    executor = CpuExecutor(checkpoint.model, "float32")
+    check_outputs(checkpoint, executor)
+    facts = checkpoint_facts(checkpoint)
+    del facts["folder"], facts["model"], facts["revision"]  # the manifest says where it came from
+    return Examined(facts, make_probes(checkpoint, executor))
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(exists=True, file_okay=False))
+def verify(artifact: str) -> None:
+    """Check every byte of ARTIFACT, a folder that bei build made, against its manifest."""
+    _verify(Path(artifact))
+    click.echo(f"{artifact} is whole")
+
+
+def _verify(folder: Path) -> None:
+    from openbei.weights.manifest import check_files, read_manifest
+
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ConfigError(f"{folder} has no manifest.json, so it is no artifact: bei build makes one")
+    check_files(folder, manifest, full=True)
+
+
+@main.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON")
+def list_artifacts(as_json: bool) -> None:
+    """List the artifacts of the store, the last used first. OPENBEI_HOME says where the store is."""
+    from openbei.describe import artifact_facts, columns
+    from openbei.weights.store import list_store
+
+    facts = [artifact_facts(entry) for entry in list_store()]
+    click.echo(orjson.dumps(facts) if as_json else columns(facts))
+
+
+@main.command("rm")
+@click.argument("ids", nargs=-1)
+@click.option("--keep-bytes", type=click.INT, help="Remove what was not used for longest until no more bytes are left")
+def remove_artifacts(ids: tuple[str, ...], keep_bytes: int | None) -> None:
+    """Remove the artifacts of the store whose IDS these are, or begin so; bei ls shows them."""
+    if not ids and keep_bytes is None:
+        raise click.UsageError("say what to remove: ids, or --keep-bytes")
+
+    from openbei.weights.store import find, remove, shrink, sweep
+
+    removed = [find(one) for one in ids]
+    for entry in removed:
+        remove(entry)
+    if keep_bytes is not None:
+        removed += shrink(keep_bytes)
+    sweep()
+    for entry in removed:
+        click.echo(f"removed {entry.folder.name} ({entry.manifest.source})")
 
 
 if __name__ == "__main__":

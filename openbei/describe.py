@@ -3,13 +3,15 @@
 Owns wording and alignment only; never reads files, loads models or prints.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from openbei.config import EngineConfig
 from openbei.engine.request import EngineInfo, Kind
 from openbei.model.spec import Dense, Model, ModelSpec, num_parameters
 from openbei.weights.checkpoint import Checkpoint
+from openbei.weights.store import SHORT, Entry
 
 Facts = dict[str, Any]
 
@@ -78,6 +80,31 @@ def _embedding_task(model: Model) -> str:
     return ", ".join(filter(None, tasks))
 
 
+def artifact_facts(entry: Entry) -> Facts:
+    """An artifact of the store -> what a list of them says of it."""
+    manifest = entry.manifest
+    return {
+        "id": entry.folder.name[:SHORT],
+        "model": manifest.source,
+        "revision": manifest.revision,
+        "dtype": manifest.dtype,
+        "bytes": manifest.size_bytes,
+        "used": datetime.fromtimestamp(entry.used_s, UTC).isoformat(timespec="seconds"),
+        "folder": str(entry.folder),
+    }
+
+
+def columns(rows: Sequence[Facts]) -> str:
+    """Facts of the same names -> aligned columns under them; nothing -> a sentence."""
+    if not rows:
+        return "nothing is built"
+    lines = [list(rows[0]), *([_plain(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
 def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo) -> Facts:
     """A running server -> what a person wants to know of it first."""
     spec, millions = checkpoint.model.spec, num_parameters(checkpoint.model) / 1e6
@@ -86,10 +113,17 @@ def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo)
     return {
         "model": info.model_id,
         "network": f"{network}, {_output(checkpoint)}",
-        "precision": f"{info.dtype}: {precision_reason(engine.dtype, info.dtype, info.device)}",
+        "precision": f"{info.dtype}: {_precision_reason(checkpoint, engine, info)}",
         "device": f"{info.device}, {info.max_batch_tokens} tokens a batch",
         "input": f"at most {info.max_input_length} tokens; longer is {too_long}",
     }
+
+
+def _precision_reason(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo) -> str:
+    built = checkpoint.artifact.dtype if checkpoint.artifact else "auto"
+    if engine.dtype == "auto" and built != "auto":
+        return "as the artifact was built"
+    return precision_reason(engine.dtype, info.dtype, info.device)
 
 
 def precision_reason(asked: str, dtype: str, device: str = "cpu") -> str:

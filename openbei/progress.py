@@ -1,4 +1,4 @@
-"""A progress bar on stderr: texts and tokens a second, and the time left by bytes of the file.
+"""Progress on stderr: texts and tokens a second with the time left by bytes of the file, or bytes a second.
 
 Owns the wording of rates and the bar; never touches texts or vectors.
 """
@@ -37,11 +37,33 @@ class Progress:
         return max(time.monotonic() - self._started_s, 1e-9)
 
 
-def _bar(total_bytes: int | None, pause_s: float) -> Any:
-    from tqdm import tqdm
+class ByteProgress:
+    """Sentences about the steps of a long job and, if asked to, a count of bytes with their rate."""
 
-    tqdm.monitor_interval = 0  # no watching thread: the bar moves with every text
+    def __init__(self, shown: bool, pause_s: float = 0.1) -> None:
+        form = "{n_fmt}B{postfix} {rate_fmt}"
+        self._bar = _tqdm(None, form, pause_s, unit="B", unit_scale=True) if shown else None
+
+    def add(self, num_bytes: int) -> None:
+        """So many more bytes are done."""
+        if self._bar is not None:
+            self._bar.update(num_bytes)
+
+    def close(self) -> None:
+        """Take the count away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _bar(total_bytes: int | None, pause_s: float) -> Any:
     known = "{percentage:3.0f}%|{bar:30}|{postfix}, {remaining} left"
     unknown = "{elapsed}{postfix}"
     form = unknown if total_bytes is None else known
-    return tqdm(total=total_bytes, bar_format=form, leave=False, delay=pause_s, mininterval=pause_s)
+    return _tqdm(total_bytes, form, pause_s)
+
+
+def _tqdm(total: int | None, form: str, pause_s: float, **more: Any) -> Any:
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no watching thread: the bar moves with every text
+    return tqdm(total=total, bar_format=form, leave=False, delay=pause_s, mininterval=pause_s, **more)

@@ -17,6 +17,7 @@ from openbei.engine.job import Answer, Core, Job
 from openbei.engine.local import LocalCalls
 from openbei.engine.metrics import Metrics
 from openbei.engine.pending import Pending
+from openbei.engine.probe import check_tokens
 from openbei.engine.request import Chat, Request, Result, Task, Tokenized, num_characters
 from openbei.engine.settle import Served
 from openbei.engine.sparse import Tokens
@@ -54,6 +55,7 @@ class Engine(LocalCalls):
         if served.text.max_query_length is not None:
             self._query_tokenizer = Tokenizer(replace(served.text, max_length=served.text.max_query_length))
         check_vocabulary(self._tokenizer.vocab_size, self.info.vocab_size)
+        check_tokens(self._tokenizer, served.text)
         self._tokenizers = ThreadPoolExecutor(self.info.tokenization_workers, "tokenizer")
 
     @property

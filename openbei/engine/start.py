@@ -13,6 +13,7 @@ from openbei.engine.devices import gpu_number
 from openbei.engine.engine import Engine
 from openbei.engine.executor import Executor
 from openbei.engine.metrics import Metrics
+from openbei.engine.probe import check_outputs
 from openbei.engine.settle import Served, activation_of, default_prompt, describe, kind_of, limited
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
@@ -75,15 +76,23 @@ def start_core(
 
 
 def make_executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
-    """The executor that a config asks for. Raises ConfigError."""
-    number = gpu_number(config.device)
+    """The executor that a config asks for; an artifact's passed the self-check. Raises ConfigError, WeightsError."""
+    executor = _executor(checkpoint, config)
+    check_outputs(checkpoint, executor)
+    return executor
+
+
+def _executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
+    number, dtype = gpu_number(config.device), config.dtype
+    if dtype == "auto" and checkpoint.artifact is not None:
+        dtype = checkpoint.artifact.dtype
     if number is None:
         from openbei.engine.cpu import CpuExecutor  # each imports a library that the other does without
 
-        return CpuExecutor(checkpoint.model, config.dtype)
+        return CpuExecutor(checkpoint.model, dtype)
     from openbei.engine.cuda import on_gpu
 
-    return on_gpu(checkpoint.model, config.dtype, number)
+    return on_gpu(checkpoint.model, dtype, number)
 
 
 def load_options(config: EngineConfig) -> LoadOptions:

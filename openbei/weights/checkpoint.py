@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from openbei.model.spec import Model
+from openbei.weights.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class TextSpec:
     bert_normalizer: settings of a BertNormalizer, by the tokenizers library's names, that win over tokenizer.json.
     split_special_tokens: special tokens that occur in a text are read as its letters.
     pair_template: of language models that rerank; None where the tokenizer itself joins the two texts.
+    probes: of an artifact, texts or pairs with the ids that they must become.
     """
 
     tokenizer_file: Path
@@ -76,6 +78,7 @@ class TextSpec:
     split_special_tokens: bool = False
     pair_template: PairTemplate | None = None
     max_query_length: int | None = None
+    probes: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,10 @@ class ByToken:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model read from files: its network, its text side, where it came from, and its labels if it has a head."""
+    """A model read from files: its network, its text side, where it came from, and its labels if it has a head.
+
+    artifact: what its manifest says, if it has one.
+    """
 
     model_id: str
     revision: str | None
@@ -117,3 +123,4 @@ class Checkpoint:
     text: TextSpec
     labels: Labels | None = None
     by_token: ByToken = field(default_factory=ByToken)
+    artifact: Manifest | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from openbei.model.spec import HeadLayer, Linear
 from openbei.weights.checkpoint import ByToken, TextSpec
 from openbei.weights.fill import Taker
-from openbei.weights.tensors import read_torch_file
+from openbei.weights.tensors import read_safetensors_file, read_torch_file
 from openbei.weights.verdict import token_ids
 
 SPARSE_FILE, MULTI_FILE = "sparse_linear.pt", "colbert_linear.pt"
@@ -35,10 +35,11 @@ def read_extras(body: Path, width: int, text: TextSpec) -> Extras:
 
     The files are PyTorch's; where PyTorch is not installed the model is served without them, and the log says so.
     """
-    files = [name for name in (SPARSE_FILE, MULTI_FILE) if (body / name).exists()]
+    files = [name for name in (SPARSE_FILE, MULTI_FILE) if _there(body / name) is not None]
     if not files:
         return Extras()
-    if importlib.util.find_spec("torch") is None:
+    pickled = any((body / name).exists() for name in files)
+    if pickled and importlib.util.find_spec("torch") is None:
         log.warning("served without %s, which PyTorch alone can read: pip install torch", " and ".join(files))
         return Extras()
     weigher = (HeadLayer(_linear(body / SPARSE_FILE, 1, width), "relu"),) if SPARSE_FILE in files else ()
@@ -46,9 +47,17 @@ def read_extras(body: Path, width: int, text: TextSpec) -> Extras:
     return Extras(weigher, multi, ByToken(_unweighed(body, text), num_dropped=1))
 
 
+def _there(file: Path) -> Path | None:
+    """PyTorch's file, or the safetensors that an artifact has in its place."""
+    return next((path for path in (file, file.with_suffix(".safetensors")) if path.exists()), None)
+
+
 def _linear(file: Path, rows: int | None, width: int) -> Linear:
     """weight (rows, width), as many rows as there are if None, and bias."""
-    tensors = {f"linear.{name}": tensor for name, tensor in read_torch_file(file).items()}
+    path = _there(file)
+    assert path is not None
+    read = read_safetensors_file if path.suffix == ".safetensors" else read_torch_file
+    tensors = {f"linear.{name}": tensor for name, tensor in read(path).items()}
     taker = Taker(tensors, {"linear": "linear"})
     linear = taker.linear("linear", taker.rows("linear") if rows is None else rows, width)
     taker.finish()

@@ -15,6 +15,7 @@ from openbei.weights.families.causal import as_classifier
 from openbei.weights.files import read_object
 from openbei.weights.fill import Taker, fill
 from openbei.weights.labels import HeadFacts, read_labels
+from openbei.weights.manifest import check_files, read_manifest
 from openbei.weights.masked import with_masked_head
 from openbei.weights.modules import (
     DenseModule,
@@ -43,12 +44,18 @@ class LoadOptions:
 def load(model: str | None = None, options: LoadOptions | None = None) -> Checkpoint:
     """None (the embedded default), a folder or a hub id -> a Checkpoint.
 
-    Matrices stay in their files, memory-mapped, as stored; vectors are float32. Raises ModelNotFound,
+    Matrices stay in their files, memory-mapped, as stored; vectors are float32. An artifact's files are checked against
+    its manifest, as far as check_files does unless it is told to be full. Raises ModelNotFound,
     UnsupportedModel or WeightsError.
     """
     options = options or LoadOptions()
     hub = HubOptions(revision=options.revision, token=options.hf_token, cache_dir=options.cache_dir)
     source = locate(model, hub)
+    artifact = read_manifest(source.folder)
+    if artifact is not None:
+        check_files(source.folder, artifact, full=False)
+        source = replace(source, model_id=artifact.source, revision=artifact.revision)
+        options = replace(options, pooling=options.pooling or artifact.pooling)
     outline = read_outline(source.folder)
     body = source.folder / outline.transformer
     _refuse_adapter(body)
@@ -79,7 +86,9 @@ def load(model: str | None = None, options: LoadOptions | None = None) -> Checkp
     else:
         extras = read_extras(body, spec.width, text) if modules.pooling else _multi_vector(body, dense, modules)
         network = replace(network, weigher=extras.weigher, multi=extras.multi)
-    return Checkpoint(source.model_id, source.revision, source.folder, network, text, labels, extras.by_token)
+    if artifact is not None:
+        text = replace(text, probes=tuple((probe.texts, probe.ids) for probe in artifact.probes))
+    return Checkpoint(source.model_id, source.revision, source.folder, network, text, labels, extras.by_token, artifact)
 
 
 def _limits(text: TextSpec, modules: Modules, limit: int) -> TextSpec:

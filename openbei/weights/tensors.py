@@ -8,6 +8,7 @@ header is parsed here: 8 bytes of length, JSON, then raw little-endian data (for
 import json
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ _DTYPES: dict[str, type[np.generic]] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_ALIGNED_BYTES = 64  # a cache line
 
 
 def read_tensors(folder: Path) -> dict[str, Array]:
@@ -39,7 +41,7 @@ def read_tensors(folder: Path) -> dict[str, Array]:
     Raises ModelNotFound if there is none, WeightsError if one cannot be read.
     """
     if (folder / "model.safetensors").exists():
-        return _safetensors(folder / "model.safetensors")
+        return read_safetensors_file(folder / "model.safetensors")
     if (folder / "model.safetensors.index.json").exists():
         return _sharded(folder / "model.safetensors.index.json")
     if (folder / "pytorch_model.bin").exists():
@@ -49,6 +51,28 @@ def read_tensors(folder: Path) -> dict[str, Array]:
     raise ModelNotFound(
         f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, nor an index of them"
     )
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Named arrays -> a safetensors file, wide types first, so that each begins at a multiple of its own width.
+
+    Raises WeightsError of a type that the format has not.
+    """
+    names = {np.dtype(kind): name for name, kind in _DTYPES.items()}
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in ordered.items():
+        if tensor.dtype not in names:
+            raise WeightsError(f"{name} is {tensor.dtype}, which safetensors cannot hold")
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": names[tensor.dtype], "shape": tensor.shape, "data_offsets": [begin, end]}
+    written = json.dumps(header).encode()
+    written += b" " * (-(8 + len(written)) % _ALIGNED_BYTES)
+    with path.open("wb") as file:
+        file.write(len(written).to_bytes(8, "little") + written)
+        for tensor in ordered.values():
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 
 def _sharded(index: Path) -> dict[str, Array]:
@@ -70,10 +94,11 @@ def _shard(folder: Path, file: str) -> dict[str, Array]:
         raise WeightsError(f"an index may only name files beside it, got {file!r}")
     if not path.exists():
         raise ModelNotFound(f"{folder} has no {file}, which its index names")
-    return _safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+    return read_safetensors_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
 
 
-def _safetensors(path: Path) -> dict[str, Array]:
+def read_safetensors_file(path: Path) -> dict[str, Array]:
+    """One safetensors file -> its arrays, mapped. Raises WeightsError."""
     try:
         # Copy-on-write: OpenVINO shares only arrays that are writable, and nobody writes.
         raw = np.asarray(np.memmap(path, mode="c"))

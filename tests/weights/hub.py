@@ -1,4 +1,7 @@
-"""A model hub of the test's own, on loopback: the few endpoints that fetching a snapshot asks for."""
+"""A model hub of the test's own, on loopback: the few endpoints that fetching a snapshot asks for, and faults.
+
+HUB/owner/name/resolve/main is a plain web server's folder of the same files, with ranges.
+"""
 
 import hashlib
 import json
@@ -19,6 +22,9 @@ class Hub:
     """Repositories by id, each a folder; gated and private ids answer as the hub does.
 
     broken: answer 500 to all. lost: a file that is listed and not there. asked: the files that were fetched.
+    faults: by a file's name, or "api", what goes wrong with the next answers: a status; "truncate" (half of it, then
+    the connection ends); "hang" (until the hub is let go); "change" (the file, before it is sent); "flip" (one bit).
+    ranges: the offsets that were asked for. tokens: what came as Authorization.
     """
 
     repos: dict[str, Path]
@@ -27,6 +33,10 @@ class Hub:
     broken: bool = False
     lost: str = ""
     asked: list[str] = field(default_factory=list)
+    faults: dict[str, list[int | str]] = field(default_factory=dict)
+    ranges: list[int] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
+    let_go: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
 
@@ -40,6 +50,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.let_go.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -53,7 +64,10 @@ class _Handler(BaseHTTPRequestHandler):
         parts = self.path.partition("?")[0].strip("/").split("/")
         api = parts[:2] == ["api", "models"]
         owner, name, *rest = parts[2:] if api else parts
-        repo = f"{owner}/{name}"
+        repo, rest = f"{owner}/{name}", rest or ["revision", "main"]
+        self.hub.tokens.append(self.headers.get("Authorization"))
+        if api and self._fault("api"):
+            return
         if refused := self._refused(repo, rest[1]):
             self._answer(refused[0], b"{}", {"X-Error-Code": refused[1], "X-Error-Message": refused[1]})
         elif api:
@@ -90,9 +104,49 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         path = folder / name
+        if not path.is_file():
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
         if self.command == "GET":
             self.hub.asked.append(path.name)
-        self._answer(200, path.read_bytes(), {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": SHA})
+            if self._fault(path.name, path):
+                return
+        data, start = path.read_bytes(), int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
+        self.hub.ranges += [start] if start else []
+        headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": SHA}
+        if start:
+            headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+        self._answer(206 if start else 200, data[start:], headers)
+
+    def _fault(self, name: str, path: Path | None = None) -> bool:
+        """Do the next fault of a name; True if that was the answer."""
+        faults = self.hub.faults.get(name)
+        fault = faults.pop(0) if faults else None
+        if fault is None:
+            return False
+        if fault == "change":
+            assert path is not None
+            path.write_bytes(path.read_bytes() + b" ")
+            return False
+        if fault == "hang":
+            self.hub.let_go.wait(30)
+            self.close_connection = True
+        elif isinstance(fault, int):
+            self._answer(fault, b"{}", {"Retry-After": "0"})
+        else:
+            assert path is not None
+            self._send_damaged(path, fault == "truncate")
+        return True
+
+    def _send_damaged(self, path: Path, truncate: bool) -> None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= not truncate
+        self.send_response(200)
+        for key, value in {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": SHA, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if truncate else data)
+        self.close_connection = truncate
 
     def _answer_json(self, value: Any) -> None:
         self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -110,4 +164,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _etag(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
+    """What the hub says of files that it keeps in git: the id of the blob."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -1,0 +1,45 @@
+"""What the tests of builds share: a quick self-check, no pauses, and a program that is killed where a test says.
+
+    python -m tests.weights.building MODEL OUT PHASE
+
+builds MODEL into OUT and kills itself when that phase begins.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from openbei.weights.build import Built, Examined, Phase, Wanted, Watch, build
+from openbei.weights.checkpoint import Checkpoint
+from openbei.weights.manifest import Probe
+from openbei.weights.source import Patience
+
+AT_ONCE = Patience((0, 0), timeout_s=0.3)
+PHASES: tuple[Phase, ...] = ("pin", "fetch", "copy", "try", "write", "name")
+
+
+def examine(checkpoint: Checkpoint) -> Examined:
+    """No network is run: a probe that only has a form."""
+    return Examined(
+        {"family": checkpoint.model.spec.family}, (Probe(("a",), (1, 2), (0, 0), "vectors", ((1.0, 0.5),)),)
+    )
+
+
+def make(model: Path | str, out: Path | None, watch: Watch | None = None, **more: object) -> Built:
+    """Build with no pauses between attempts."""
+    return build(Wanted(model=str(model), out=out, patience=AT_ONCE, **more), examine, watch)  # type: ignore[arg-type]
+
+
+def kill_at(wanted: str) -> Watch:
+    """Kill this process when a phase begins."""
+
+    def on_phase(phase: Phase, _: str) -> None:
+        if phase == wanted:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return Watch(on_phase)
+
+
+if __name__ == "__main__":
+    make(sys.argv[1], Path(sys.argv[2]), kill_at(sys.argv[3]))
