@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         if fault == "change":
             assert path is not None
-            path.write_bytes(path.read_bytes() + b" ")
+            path.write_bytes(path.read_bytes().replace(b" ", b"\n", 1))  # as long as before
             return False
         if fault == "hang":
             self.hub.let_go.wait(30)
