@@ -120,23 +120,22 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-def deployment_pages() -> dict[str, str]:
-    """deployments/generate.py -> the files of every deployment, as paths from docs/."""
+def deployment_pages() -> dict[Path, str]:
+    """deployments/generate.py -> the files of every deployment."""
     root = Path(__file__).parents[1]
     sys.path[:0] = [str(root), str(DOCS)]
     from deployments.generate import pages
 
-    return {f"../deployments/{name}": text for name, text in pages().items()}
+    return {root / "deployments" / name: text for name, text in pages().items()}
 
 
 def generate(check: bool) -> int:
     """Write every page, or count those that differ from what is on the disk."""
     stale = 0
-    pages = {name: make() for name, make in PAGES.items()} | deployment_pages()
-    for name, text in pages.items():
-        path = DOCS / name
+    pages = {DOCS / name: make() for name, make in PAGES.items()} | deployment_pages()
+    for path, text in pages.items():
         if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
-            print(f"docs/{name} is stale: make docs", file=sys.stderr)
+            print(f"{path} is stale: make docs", file=sys.stderr)
             stale += 1
         elif not check:
             path.parent.mkdir(exist_ok=True)

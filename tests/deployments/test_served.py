@@ -4,6 +4,7 @@ from a hub on loopback; a client's call of its route; the judge's numbers.
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from openbei.server.app import create_app
 from tests.deployments.forms import BEI, COLLECTION, ROWS, TEI, bei, row, tei, write
 from tests.seeds.folder import Judge
 from tests.seeds.rows import SEEDS
+from tests.server.live import running
 from tests.server.wire import Wire
 from tests.weights.hub import Hub, serving
 
@@ -102,6 +104,35 @@ def test_every_deployment_answers_as_its_model_does(
 ) -> None:
     served(name, COLLECTION / name, tmp_path, monkeypatch)
     assert "no effect here:" in capsys.readouterr().err
+
+
+PYTHON = {  # a deployment of each task, and what its README's two programs print
+    "TEI-sentence-transformers-all-minilm-l6-v2-embedding": r"2 vectors of 48 numbers\n2 vectors\n",
+    "BEI-ncbi-medcpt-cross-encoder-reranker": r"(\S+ (Grass|Baseten) .*\n){2}\[\(\d, \S+\), \(\d, \S+\)\]\n",
+    "BEI-samlowe-roberta-base-go_emotions-classification": r"([a-z]+ \S+\n){2}\['[a-z]+', '[a-z]+'\]\n",
+    "BEI-skywork-skywork-reward-llama-3.1-8b-v0.2-reward-model": r"LABEL_0 \S+\n.*LABEL_0.*\n",
+}
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_the_python_of_the_readmes_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Judge(SEEDS[row(name)["model"].partition("/")[2]], tmp_path)
+    engine_config, _ = configs(COLLECTION / name, "--model-id", str(tmp_path), "--device", "cpu")
+    engine = open_engine(replace(engine_config, revision=None))
+    monkeypatch.setattr(engine, "release", lambda: None, raising=False)  # which `running` calls at the end
+    readme = (COLLECTION / name / "README.md").read_text()
+    programs = re.findall(r"^```python\n(.*?)^```$", readme, re.M | re.S)
+    assert len(programs) == 2
+    capsys.readouterr()
+    with running(engine) as (url, _server):  # type: ignore[arg-type]
+        for program in programs:
+            code = program.replace("http://localhost:7997", url)
+            assert code.count(url) == 1
+            exec(compile(code, name, "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.fullmatch(PYTHON[name], printed), printed
 
 
 @pytest.mark.parametrize("name", ["BEI-baai-bge-reranker-large", "TEI-nomic-ai-nomic-embed-text-v1.5"])

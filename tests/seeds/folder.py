@@ -86,7 +86,7 @@ def write(seed: Seed, network: Any, folder: Path) -> None:
         _write_modules(seed.modules, folder, network.config.hidden_size)
         limit = {"max_seq_length": seed.limit, "do_lower_case": False}
         write_json(folder / seed.modules.text_file, limit)
-    for trap in ("onnx/model.onnx", "lora/adapter_model.safetensors", "sparse_linear.pt"):
+    for trap in ("onnx/model.onnx", "lora/adapter_model.safetensors", "tf_model.h5"):
         (folder / trap).parent.mkdir(exist_ok=True)
         (folder / trap).write_bytes(b"not for you")
 
