@@ -22,7 +22,7 @@ serve: .venv/.base
 	@$(BIN)/bei serve $(ARGS)
 
 test: .venv/.dev
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff check
