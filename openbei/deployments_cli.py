@@ -8,16 +8,18 @@ import os
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 
 from openbei.config import EngineConfig, ServerConfig
-from openbei.deployment import Deployment, file_of, read
 from openbei.engine.devices import gpu_number
 from openbei.errors import ConfigError, OpenBeiError
 from openbei.flags import ConfigCommand, pick
+
+if TYPE_CHECKING:
+    from openbei.deployment import Deployment
 
 Values = dict[str, Any]
 
@@ -28,7 +30,11 @@ class ServeCommand(ConfigCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; where MODEL is a deployment, parse again behind what its file says."""
         rest = super().parse_args(ctx, list(args))
-        file = file_of(ctx.params.get("model"))
+        if ctx.params.get("model") is None:
+            return rest
+        from openbei.deployment import file_of, read  # 15 ms that a server of no deployment need not wait for
+
+        file = file_of(ctx.params["model"])
         if file is None:
             return rest
         deployment = read(file, on_cpu=gpu_number(ctx.params["device"]) is None)
@@ -51,8 +57,10 @@ def collection() -> Path:
     return beside if (package.parent / "pyproject.toml").is_file() else package / "deployments"
 
 
-def load(folder: Path, *, on_cpu: bool) -> Iterator[Deployment]:
+def load(folder: Path, *, on_cpu: bool) -> "Iterator[Deployment]":
     """Every deployment of a folder, by name. Raises ConfigError for the first that cannot be served."""
+    from openbei.deployment import read
+
     for path in sorted(folder.glob("*/config.yaml")):
         yield read(path, on_cpu=on_cpu)
 
@@ -91,6 +99,8 @@ def search(folder: Path, words: tuple[str, ...], as_json: bool) -> None:
 @click.pass_context
 def show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show what NAME (of the collection, a folder or a config.yaml) comes to: its settings and its notes."""
+    from openbei.deployment import file_of, read
+
     file = file_of(name) or file_of(str(ctx.obj / name))
     if file is None:
         raise click.ClickException(f"{name} is no deployment: `bei deployments list` names those of {ctx.obj}")
@@ -107,7 +117,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
         click.echo(f"note: {note}")
 
 
-def settings(ctx: click.Context, deployment: Deployment) -> Values:
+def settings(ctx: click.Context, deployment: "Deployment") -> Values:
     """What a deployment sets that differs from the default, as EngineConfig and ServerConfig name it."""
     group = ctx.find_root().command
     assert isinstance(group, click.Group)
@@ -125,7 +135,7 @@ def settings(ctx: click.Context, deployment: Deployment) -> Values:
     return given
 
 
-def _facts(deployment: Deployment) -> Values:
+def _facts(deployment: "Deployment") -> Values:
     source = deployment.source
     return {
         "name": deployment.name,
@@ -136,12 +146,12 @@ def _facts(deployment: Deployment) -> Values:
     }
 
 
-def _text(deployment: Deployment) -> str:
+def _text(deployment: "Deployment") -> str:
     words = [*_facts(deployment).values(), deployment.description]
     return " ".join(str(word) for word in words).lower()
 
 
-def _print(found: Iterator[Deployment] | list[Deployment], as_json: bool) -> None:
+def _print(found: "Iterator[Deployment] | list[Deployment]", as_json: bool) -> None:
     rows = [_facts(one) for one in found]
     if as_json:
         for row in rows:

@@ -29,8 +29,7 @@ POOLING_FLAGS: dict[PoolingFlag, PoolingChoice] = {
 
 def open_engine(config: EngineConfig) -> Engine:
     """Read the model that config names and start an Engine on it. Raises ModelError, ConfigError."""
-    checkpoint, executor_of = open_model(config)
-    return start_engine(checkpoint, config, executor_of)
+    return start(load(config.model_id, load_options(config)), config)
 
 
 def start(checkpoint: Checkpoint, config: EngineConfig) -> Engine:

@@ -3,11 +3,12 @@
 Reads like the papers. No devices, no dtypes, no config look-ups, and no family names: a family is data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from openbei.model.ops import Attention, NormSpec, Ops, X
 from openbei.model.positions import bias_by_distance
-from openbei.model.spec import Array, HeadLayer, Layer, Model, ModelSpec, Norm, Pooling
+from openbei.model.spec import Array, HeadLayer, Layer, Model, ModelSpec, Norm, Output, Pooling
 
 
 def states(ops: Ops[X], model: Model, only: Pooling | None = None) -> X:
@@ -119,3 +120,12 @@ def through(ops: Ops[X], spec: ModelSpec, x: X, layers: Sequence[HeadLayer]) -> 
     for layer in layers:
         x = normed(ops, spec, ops.linear(x, layer.linear, layer.activation), layer.norm)
     return x
+
+
+FORWARDS: dict[Output, Callable[[Any, Model], Any]] = {  # what a backend runs for each output
+    "vectors": embed,
+    "states": states,
+    "labels": classify,
+    "weights": weigh,
+    "multi": multi,
+}

@@ -37,14 +37,6 @@ from openbei.model.spec import Activation, Batch, Embedding, Linear, Model, Mode
 
 __all__ = ["CudaModel", "CudaOps", "Placement", "Upload"]
 
-FORWARDS = {
-    "vectors": transformer.embed,
-    "states": transformer.states,
-    "labels": transformer.classify,
-    "weights": transformer.weigh,
-    "multi": transformer.multi,
-}
-
 
 @dataclass(slots=True)
 class Rows:
@@ -211,7 +203,8 @@ class CudaModel:
         """
         with torch.inference_mode():
             ops = CudaOps(self.spec, self.weights, self._layout.regions(words, size))
-            return FORWARDS[output](ops, self._model).whole().float()
+            rows: Rows = transformer.FORWARDS[output](ops, self._model)
+            return rows.whole().float()
 
 
 def _without_bias(model: Model) -> Model:

@@ -53,14 +53,6 @@ ACTIVATIONS = {
 
 STORED = {"float16": ov.Type.f16, "bfloat16": ov.Type.bf16}
 
-FORWARDS = {
-    "vectors": transformer.embed,
-    "states": transformer.states,
-    "labels": transformer.classify,
-    "weights": transformer.weigh,
-    "multi": transformer.multi,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
@@ -226,7 +218,7 @@ class CompiledModel:
 
     def __init__(self, model: Model, options: CompileOptions, output: Output = "vectors") -> None:
         ops = OpenVinoOps(model.spec)
-        result = FORWARDS[output](ops, model)
+        result = transformer.FORWARDS[output](ops, model)
         self.spec, self.inputs = model.spec, tuple(ops.inputs)
         self._model = model  # the graph shares its weights
         self.per_token = model.is_by_token(output)

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from openbei.engine.request import EngineInfo, Options, Pair, Result
 from openbei.errors import InvalidInput
-from openbei.server.answers import Compute, Outcome, base64_rows, measured, vectors
+from openbei.server.answers import Compute, Outcome, base64_rows, vectors
 from openbei.server.intake import answered, request_of
-from openbei.server.route import INPUT_ERRORS, Call, Route
+from openbei.server.route import Call, Route
+from openbei.server.routes import tei
 from openbei.wire.cohere import (
     AnswerMeta,
     ApiVersion,
@@ -156,17 +157,7 @@ FORMS: dict[EmbeddingType, Callable[[Any], Any]] = {
 
 def post(path: str, compute: Compute, summary: str, body: type, answer: Any) -> Route:
     """A row of the table below."""
-    return Route(
-        path=(path,),
-        handler=measured(compute),
-        summary=summary,
-        method="POST",
-        body=body,
-        answer=answer,
-        dialect="cohere",
-        measured=True,
-        raises=INPUT_ERRORS,
-    )
+    return replace(tei.post(path, compute, summary, body, answer), dialect="cohere")
 
 
 ROUTES = (
