@@ -16,7 +16,7 @@ from openbei.config import DType
 from openbei.engine.executor import Device
 from openbei.engine.precision import full_name
 from openbei.errors import ConfigError
-from openbei.model.ops.openvino import CompiledModel, CompileOptions, compile_model, native_bfloat16
+from openbei.model.ops.openvino_model import CompiledModel, CompileOptions, compile_model, native_bfloat16
 from openbei.model.spec import Batch, Model, Output, num_parameters, pack
 
 MAX_BATCH_TOKENS = 512

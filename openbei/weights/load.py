@@ -17,17 +17,11 @@ from openbei.weights.fill import Taker, fill
 from openbei.weights.labels import HeadFacts, read_labels
 from openbei.weights.manifest import check_files, read_manifest
 from openbei.weights.masked import with_masked_head
-from openbei.weights.modules import (
-    DenseModule,
-    Modules,
-    PoolingChoice,
-    check_classifier,
-    read_modules,
-    read_outline,
-    read_text,
-)
+from openbei.weights.module_files import DenseModule
+from openbei.weights.modules import Modules, PoolingChoice, check_classifier, read_modules, read_outline
 from openbei.weights.repo import HubOptions, locate
 from openbei.weights.tensors import read_tensors
+from openbei.weights.text import read_text
 from openbei.weights.verdict import Verdict, known_ids, read_pair_template, read_verdict, score_row
 
 

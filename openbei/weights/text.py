@@ -1,7 +1,7 @@
-"""tokenizer_config.json and the files beside it -> what TextSpec says of special tokens and chats.
+"""tokenizer_config.json and the files beside it -> TextSpec, the text side of a model.
 
-Owns what tokenizer.json leaves out: the tokens at the ends of a text, tokens added later, the chat template. Never
-reads tokenizer.json itself: the engine's tokenizer does, and settles where the files differ.
+Owns what tokenizer.json leaves out: length limits, prompts, the tokens at the ends of a text, tokens added later, the
+chat template. Never reads tokenizer.json itself: the engine's tokenizer does, and settles where the files differ.
 """
 
 from collections.abc import Mapping
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from openbei.errors import ModelError, ModelNotFound, UnsupportedModel
-from openbei.weights.checkpoint import AddedToken, Edge
+from openbei.weights.checkpoint import AddedToken, Edge, TextSpec
 from openbei.weights.files import read_object
+from openbei.weights.module_files import text_config
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -32,6 +33,33 @@ _BERT_KEYS = {
 
 # gte-Qwen2's tokenizer code does one thing that tokenizer.json does not: it appends this token.
 _GTE_QWEN2_MODEL, _GTE_QWEN2_CODE, _GTE_QWEN2_LAST = "modeling_qwen.Qwen2Model", "tokenization_qwen.", "<|endoftext|>"
+_NO_LIMIT = 1_000_000
+
+
+def read_text(folder: Path, body: Path, limit: int) -> TextSpec:
+    """A model's folder and its network's -> the text side. limit: rows of the position table that tokens can take.
+
+    The longest input is max_seq_length of sentence_bert_config.json, else model_max_length of
+    tokenizer_config.json, else limit, and never more than limit.
+    """
+    file = tokenizer_file(body)
+    config, tokenizer = text_config(body), read_object(body / "tokenizer_config.json", optional=True)
+    refuse_own_code(tokenizer)
+    tokens = special_tokens(body, tokenizer)
+    first, last = edges(tokenizer, tokens, read_object(body / "config.json", optional=True))
+    return TextSpec(
+        tokenizer_file=file,
+        max_length=_max_length(config, tokenizer, limit),
+        prompts=_prompts(folder),
+        lower_case=bool(config.get("do_lower_case", False)),
+        first=first,
+        last=last,
+        added_tokens=added_tokens(tokenizer),
+        special_tokens=tokens,
+        chat_template=chat_template(body, tokenizer),
+        bert_normalizer=bert_normalizer(tokenizer),
+        split_special_tokens=bool(tokenizer.get("split_special_tokens", False)),
+    )
 
 
 def tokenizer_file(body: Path) -> Path:
@@ -115,6 +143,23 @@ def chat_template(body: Path, config: Mapping[str, Any]) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def _max_length(config: Mapping[str, Any], tokenizer: Mapping[str, Any], limit: int) -> int:
+    length = config.get("max_seq_length")
+    if length is None:
+        length = tokenizer.get("model_max_length") or limit
+    if not isinstance(length, int | float) or length < 1:
+        raise UnsupportedModel(f"the model's files limit inputs to {length!r} tokens; it must be at least 1")
+    return limit if length >= _NO_LIMIT else min(int(length), limit)
+
+
+def _prompts(folder: Path) -> dict[str, str]:
+    prompts = read_object(folder / "config_sentence_transformers.json", optional=True).get("prompts") or {}
+    for name, text in prompts.items():
+        if not isinstance(text, str):
+            raise UnsupportedModel(f"config_sentence_transformers.json has a prompt {name!r} that is not text")
+    return dict(prompts)
 
 
 def _edge(config: Mapping[str, Any], tokens: Mapping[str, str], role: str) -> Edge | None:

@@ -20,7 +20,8 @@ from openbei.weights.families.causal import LANGUAGE_MODEL, architecture_of, is_
 from openbei.weights.families.row import Config
 from openbei.weights.files import read_object
 from openbei.weights.fill import EXACT
-from openbei.weights.modules import Outline, text_config
+from openbei.weights.module_files import text_config
+from openbei.weights.modules import Outline
 from openbei.weights.repo import Source
 from openbei.weights.text import chat_template
 

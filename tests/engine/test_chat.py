@@ -11,7 +11,7 @@ from openbei.engine.chat import Rendered, render, render_whole
 from openbei.engine.request import Chat, with_chats
 from openbei.engine.tokenizer import Tokenizer, Truncation
 from openbei.errors import InvalidInput, TooLong
-from openbei.weights.modules import read_text
+from openbei.weights.text import read_text
 from tests.engine.chats import CHAT_ML, EVERYTHING, LLAMA_31, STRICT, TULU
 from tests.engine.kinds import KINDS
 from tests.families import write_json

@@ -14,8 +14,8 @@ from openbei.engine.request import Pair
 from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
 from openbei.errors import InvalidInput, ModelError, ModelNotFound, TooLong, UnsupportedModel
 from openbei.weights.checkpoint import TextSpec
-from openbei.weights.modules import read_text
 from openbei.weights.repo import HubOptions, locate
+from openbei.weights.text import read_text
 from tests.engine.kinds import KINDS
 from tests.families import write_json
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ml_dtypes import bfloat16
 
-from openbei.model.ops.openvino import CompileOptions, compile_model
+from openbei.model.ops.openvino_model import CompileOptions, compile_model
 from openbei.model.spec import Array, Embedding, Layer, Linear, Model, ModelSpec, Norm, Weights, pack
 
 WIDTH, FFN_WIDTH, VOCAB_SIZE = 512, 32_768, 131_072

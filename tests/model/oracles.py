@@ -86,7 +86,7 @@ def run_of(backend: str, model: Model, output: Output) -> Callable[[Batch], Floa
         }[output]
         return lambda batch: run(model, batch)
     if backend == "openvino":
-        from openbei.model.ops import openvino  # a machine with a GPU may be without it
+        from openbei.model.ops import openvino_model as openvino  # a machine with a GPU may be without it
 
         return openvino.compile_model(model, openvino.CompileOptions("float32", 1, 1), output).run
     return CudaRun(model, Placement("cpu", "float32"), output)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
-from openbei.model.ops.openvino import CompiledModel, CompileOptions, compile_model, native_bfloat16
+from openbei.model.ops.openvino_model import CompiledModel, CompileOptions, compile_model, native_bfloat16
 from openbei.model.positions import alibi_slopes
 from openbei.model.spec import Array, Batch, Embedding, Layer, Linear, Model, Norm, Weights, pack
 from tests.engine.fakes import SPEC

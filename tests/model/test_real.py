@@ -15,7 +15,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer
 
-from openbei.model.ops import openvino
+from openbei.model.ops import openvino_model as openvino
 from openbei.model.ops import torch as plain
 from openbei.model.spec import Batch, Model, pack
 from openbei.weights.checkpoint import Checkpoint

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from openbei.errors import ModelError, UnsupportedModel
-from openbei.weights.modules import check_classifier, read_modules, read_text
+from openbei.weights.modules import check_classifier, read_modules
+from openbei.weights.text import read_text
 from tests.families import write_json
 
 OLD = "sentence_transformers.models"

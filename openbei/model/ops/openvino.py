@@ -1,43 +1,25 @@
-"""The operations as an OpenVINO graph, and the compiled model that runs it on a CPU.
+"""The operations as an OpenVINO graph.
 
 Linear layers, norms and activations see packed tokens (T, C). Attention alone pads: it gathers the packed rows
-into a grid (B, S), attends there with a mask, and gathers the real cells back. Each new input shape costs
-OpenVINO milliseconds of code generation, so T and S are rounded up to few sizes; the extra rows are never read.
-Owns the graph, its inputs and its compilation; never touches requests, files or time.
+into a grid (B, S), attends there with a mask, and gathers the real cells back.
+Owns the nodes of the graph; openvino_batch.py makes its inputs, openvino_model.py compiles and runs it.
 """
 
 import functools
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import openvino as ov
-from numpy.typing import NDArray
 from openvino import opset15 as op
 
-from openbei.model import transformer
 from openbei.model.ops import Attention, NormSpec
-from openbei.model.positions import alibi_slopes, cos_sin, visible
-from openbei.model.spec import (
-    Activation,
-    Array,
-    Batch,
-    Embedding,
-    Linear,
-    Model,
-    ModelSpec,
-    Norm,
-    Output,
-    Pooling,
-    Rope,
-)
+from openbei.model.ops.openvino_batch import INPUTS, MASKED
+from openbei.model.positions import alibi_slopes
+from openbei.model.spec import Activation, Array, Embedding, Linear, ModelSpec, Norm, Pooling
 
-ROUNDING = ((64, 8), (256, 16))  # sizes up to the first number go up to a multiple of the second
-COARSEST = 32
-MASKED = np.float32(-1e30)
 FIRST_AXIS = np.int64(0)
+
 START = np.array([0])
 
 ACTIVATIONS = {
@@ -50,17 +32,7 @@ ACTIVATIONS = {
     "identity": lambda x: x,
 }
 
-
 STORED = {"float16": ov.Type.f16, "bfloat16": ov.Type.bf16}
-
-
-@dataclass(frozen=True, slots=True)
-class CompileOptions:
-    """How to compile: precision of the arithmetic, streams that run at once, and threads they share."""
-
-    dtype: Literal["float32", "bfloat16"]
-    num_streams: int
-    num_threads: int
 
 
 class OpenVinoOps:
@@ -211,159 +183,6 @@ class OpenVinoOps:
             dtype, shape, _ = INPUTS[name]
             self.inputs[name] = op.parameter(shape, dtype, name=name)
         return self.inputs[name]
-
-
-class CompiledModel:
-    """A compiled graph; `run` may be called from as many threads as there are streams, or more."""
-
-    def __init__(self, model: Model, options: CompileOptions, output: Output = "vectors") -> None:
-        ops = OpenVinoOps(model.spec)
-        result = transformer.FORWARDS[output](ops, model)
-        self.spec, self.inputs = model.spec, tuple(ops.inputs)
-        self._model = model  # the graph shares its weights
-        self.per_token = model.is_by_token(output)
-        self._packed: set[tuple[int, bool]] = set()
-        self._packing = threading.Lock()
-        graph = ov.Model([op.result(result)], list(ops.inputs.values()))
-        self._compiled = ov.Core().compile_model(graph, "CPU", _properties(options))
-
-    def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Batch -> what was compiled: vectors (B, embedding_dim), labels (B, L) or (T, L), or another row a token.
-
-        The first run of each size is alone among first runs. OpenVINO packs weights then, into a store that all streams
-        share; where two streams did so at once, one of them kept wrong weights for good (docs/log.md).
-        """
-        size = _round_up(batch.num_tokens), len(batch.lengths) == 1
-        if size in self._packed:
-            return self._infer(batch)
-        with self._packing:
-            answer = self._infer(batch)
-            self._packed.add(size)
-        return answer
-
-    def _infer(self, batch: Batch) -> NDArray[np.float32]:
-        request = self._compiled.create_infer_request()
-        request.infer(inputs_of(self.inputs, batch, self.spec), share_inputs=True)
-        output = request.get_output_tensor(0).data
-        return np.array(output[: batch.num_tokens] if self.per_token else output)
-
-
-def compile_model(model: Model, options: CompileOptions, output: Output = "vectors") -> CompiledModel:
-    """Model -> compiled graph of one of its outputs."""
-    return CompiledModel(model, options, output)
-
-
-def native_bfloat16() -> bool:
-    """True where the CPU multiplies bfloat16 in hardware, so that OpenVINO offers it."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A batch laid out for the graph: T and S rounded up, and which cells of (B, S) hold tokens."""
-
-    batch: Batch
-    spec: ModelSpec
-    num_tokens: int
-    length: int
-    inside: NDArray[np.bool_]
-
-    def ahead(self) -> NDArray[np.int32]:
-        """Key position - query position, (S, S)."""
-        column = np.arange(self.length, dtype=np.int32)
-        return column[None, :] - column[:, None]
-
-    @functools.cached_property
-    def angles(self) -> tuple[Array, Array]:
-        """cos and sin of every cell in full layers, (B, 1, S, D) each, both halves alike."""
-        return self._cos_sin(self.spec.rope)
-
-    @functools.cached_property
-    def local_angles(self) -> tuple[Array, Array]:
-        """The same in local layers."""
-        return self._cos_sin(self.spec.local_rope)
-
-    def _cos_sin(self, rope: Rope | None) -> tuple[Array, Array]:
-        assert rope is not None
-        cos, sin = (np.tile(part, 2)[_rows(self)][:, None] for part in cos_sin(rope, self.spec.head_dim, self.batch))
-        return cos, sin
-
-
-def inputs_of(names: Sequence[str], batch: Batch, spec: ModelSpec) -> list[Array]:
-    """Batch -> the graph's inputs of these names, in this order."""
-    length = _round_up(int(batch.lengths.max()))
-    inside = np.arange(length, dtype=np.int32) < batch.lengths[:, None]
-    grid = Grid(batch, spec, _round_up(batch.num_tokens), length, inside)
-    return [INPUTS[name][2](grid) for name in names]
-
-
-def _rows(grid: Grid) -> Array:
-    """The packed row of each cell, row 0 where it is padding."""
-    column = np.arange(grid.length, dtype=np.int32)
-    return np.where(grid.inside, grid.batch.cu_seqlens[:-1, None] + column, 0).astype(np.int32)
-
-
-def _repeated_rows(grid: Grid) -> Array:
-    """The packed row of each cell, the sequence's last row where it is padding: that changes no maximum."""
-    column = np.arange(grid.length, dtype=np.int32)
-    starts, lasts = grid.batch.cu_seqlens[:-1, None], grid.batch.cu_seqlens[1:, None] - 1
-    return np.asarray(np.minimum(starts + column, lasts))
-
-
-def _hidden(grid: Grid, window: int | None) -> Array:
-    """0 where the query sees the key, -1e30 where it does not, (1, 1, S, S)."""
-    seen = visible(grid.ahead(), grid.spec.causal, window)
-    return np.where(seen, np.float32(0), MASKED)[None, None]
-
-
-def _distances(grid: Grid) -> Array:
-    """Column of the bias of each pair, (S, S)."""
-    farthest = grid.spec.max_length - 1
-    return np.asarray(np.clip(grid.ahead() + farthest, 0, 2 * farthest))
-
-
-Maker = Callable[[Grid], Array]
-# Name -> type, shape, and how it is made. T: packed tokens, B: sequences, S: cells of the longest; all rounded up.
-INPUTS: dict[str, tuple[type[np.generic], list[int], Maker]] = {
-    "input_ids": (np.int32, [-1], lambda grid: _extended(grid.batch.input_ids, grid.num_tokens)),
-    "position_ids": (np.int32, [-1], lambda grid: _extended(grid.batch.position_ids, grid.num_tokens)),
-    "token_type_ids": (np.int32, [-1], lambda grid: _extended(grid.batch.token_type_ids, grid.num_tokens)),
-    "grid": (np.int32, [-1, -1], _rows),
-    "cells": (np.int32, [-1], lambda grid: _extended(np.flatnonzero(grid.inside).astype(np.int32), grid.num_tokens)),
-    "mask": (np.float32, [-1, 1, 1, -1], lambda grid: np.where(grid.inside, np.float32(0), MASKED)[:, None, None]),
-    "inside": (np.float32, [-1, -1, 1], lambda grid: grid.inside[:, :, None].astype(np.float32)),
-    "repeated": (np.int32, [-1, -1], _repeated_rows),
-    "cls": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[:-1]),
-    "last_token": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[1:] - 1),
-    "distances": (np.int32, [-1, -1], _distances),
-    "nearness": (np.float32, [1, 1, -1, -1], lambda grid: -np.abs(grid.ahead(), dtype=np.float32)[None, None]),
-    "column": (np.int32, [-1], lambda grid: np.arange(grid.length, dtype=np.int32)),
-    "hidden": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, None)),
-    "hidden_local": (np.float32, [1, 1, -1, -1], lambda grid: _hidden(grid, grid.spec.window)),
-    "cos": (np.float32, [-1, 1, -1, -1], lambda grid: grid.angles[0]),
-    "sin": (np.float32, [-1, 1, -1, -1], lambda grid: grid.angles[1]),
-    "local_cos": (np.float32, [-1, 1, -1, -1], lambda grid: grid.local_angles[0]),
-    "local_sin": (np.float32, [-1, 1, -1, -1], lambda grid: grid.local_angles[1]),
-}
-
-
-def _round_up(size: int) -> int:
-    step = next((step for limit, step in ROUNDING if size <= limit), COARSEST)
-    return -(-size // step) * step
-
-
-def _extended(values: Array, size: int) -> Array:
-    return np.concatenate((values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)))
-
-
-def _properties(options: CompileOptions) -> dict[str, str | int | bool]:
-    precision = {"float32": "f32", "bfloat16": "bf16"}[options.dtype]
-    return {
-        "INFERENCE_PRECISION_HINT": precision,
-        "NUM_STREAMS": options.num_streams,
-        "INFERENCE_NUM_THREADS": options.num_threads,
-        "ENABLE_CPU_PINNING": False,  # two servers on one machine would pin to the same cores
-    }
 
 
 def _constant(array: Array) -> ov.Node:
