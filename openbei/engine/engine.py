@@ -20,7 +20,7 @@ from openbei.engine.pending import Pending
 from openbei.engine.probe import check_tokens
 from openbei.engine.request import Chat, Request, Result, Task, Tokenized, num_characters
 from openbei.engine.settle import Served
-from openbei.engine.sparse import Tokens
+from openbei.engine.sparse import Tokens, expanded
 from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
 from openbei.engine.tokens import tokenized, tokens_of
 from openbei.errors import RequestError, Unhealthy
@@ -51,6 +51,7 @@ class Engine(LocalCalls):
         self.config, self.info, self.metrics = served.config, served.info, metrics
         self._prompt, self._core, self._clock = served.prompt, core, clock
         self._activation, self._by_token = served.activation, served.by_token
+        self._expansion = served.text.expansion
         self._tokenizer = self._query_tokenizer = Tokenizer(served.text)
         if served.text.max_query_length is not None:
             self._query_tokenizer = Tokenizer(replace(served.text, max_length=served.text.max_query_length))
@@ -168,8 +169,9 @@ class Engine(LocalCalls):
             ]
             return encoded
         prompt = self._prompt if options.prompt_name is None else self.info.prompts[options.prompt_name]
-        tokenizer = self._query_tokenizer if options.is_query else self._tokenizer
-        return tokenizer.encode(inputs, truncation, prompt)
+        if not options.is_query:
+            return self._tokenizer.encode(inputs, truncation, prompt)
+        return [expanded(one, self._expansion) for one in self._query_tokenizer.encode(inputs, truncation, prompt)]
 
     def _resolve(self, pending: Pending, future: Future[Answer]) -> None:
         if future.cancelled():

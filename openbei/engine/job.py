@@ -33,8 +33,8 @@ class Answer(NamedTuple):
 class Job:
     """The tokens of one request's inputs. Its future gives the Answer; to cancel it drops what still waits.
 
-    types: segment of each token, by input; None for an input where all are zero. deadline_s: time.monotonic() after
-    which inference must not begin. bulk: it may wait for others.
+    types: segment of each token, by input, or HIDDEN (see spec.pack); None for an input where all are zero.
+    deadline_s: time.monotonic() after which inference must not begin. bulk: it may wait for others.
     """
 
     __slots__ = ("_num_left", "_rows", "_spans", "bulk", "deadline_s", "future", "ids", "output", "types")

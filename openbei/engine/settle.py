@@ -95,6 +95,8 @@ def limited(text: TextSpec, config: EngineConfig) -> TextSpec:
 
 
 def _at_most(text: TextSpec, limit: int) -> TextSpec:
+    if text.expansion is not None and limit < text.expansion.length:
+        raise ConfigError(f"inputs of at most {limit} tokens, but queries are filled up to {text.expansion.length}")
     query_length = text.max_query_length and min(limit, text.max_query_length)
     return replace(text, max_length=min(limit, text.max_length), max_query_length=query_length)
 

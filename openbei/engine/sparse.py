@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbei.engine.request import Options, SparseVector
-from openbei.weights.checkpoint import ByToken
+from openbei.engine.tokenizer import Encoded
+from openbei.model.spec import HIDDEN
+from openbei.weights.checkpoint import ByToken, Expansion
 
 Floats = NDArray[np.float32]
 
@@ -47,3 +49,12 @@ def which_count(ids: Sequence[int], options: Options, rules: ByToken) -> NDArray
     """The ids of an input (n,) -> True for the tokens that have a vector."""
     counts = np.arange(len(ids)) >= rules.num_dropped
     return counts if options.is_query else counts & ~np.isin(np.array(ids, np.int32), list(rules.skipped))
+
+
+def expanded(query: Encoded, expansion: Expansion | None) -> Encoded:
+    """The tokens of a query, filled up to the expansion's length, unless there is none."""
+    missing = 0 if expansion is None else expansion.length - len(query.ids)
+    if expansion is None or missing <= 0:
+        return query
+    types = query.type_ids or [0] * len(query.ids)
+    return Encoded(query.ids + [expansion.token_id] * missing, types + [0 if expansion.attended else HIDDEN] * missing)

@@ -15,6 +15,7 @@ from openbei.engine.executor import Executor
 from openbei.engine.metrics import Metrics
 from openbei.engine.probe import check_outputs
 from openbei.engine.settle import Served, activation_of, default_prompt, describe, kind_of, limited
+from openbei.errors import ConfigError
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
 from openbei.weights.modules import PoolingChoice
@@ -89,6 +90,9 @@ def _executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
         from openbei.engine.cpu import CpuExecutor  # each imports a library that the other does without
 
         return CpuExecutor(checkpoint.model, dtype)
+    expansion = checkpoint.text.expansion
+    if expansion is not None and not expansion.attended:
+        raise ConfigError("queries are filled up with tokens that no other sees: only a CPU does that, not a GPU")
     from openbei.engine.cuda import on_gpu
 
     return on_gpu(checkpoint.model, dtype, number)

@@ -78,6 +78,7 @@ class Tokenizer:
         self._library.encode_special_tokens = text.split_special_tokens
         _set_normalizer(self._library, text)
         _add_tokens(self._library, text)
+        _set_markers(self._library, text.markers)
         _set_edges(self._library, text)
         self.max_length = text.max_length
         self._max_characters = MAX_CHARACTERS_PER_TOKEN * text.max_length
@@ -288,6 +289,14 @@ def _add_tokens(library: tokenizers.Tokenizer, text: TextSpec) -> None:
     tokens = (tokenizers.AddedToken(**asdict(token)) for _, token in sorted(text.added_tokens.items()))
     if other := [token for token in tokens if repr(token) not in known]:
         library.add_tokens(other)
+
+
+def _set_markers(library: tokenizers.Tokenizer, markers: Sequence[str]) -> None:
+    """Make one token of each marker that the vocabulary has but a text would not become, as sentence-transformers."""
+    for marker in markers:
+        known = [one for one in (marker, *marker.split(maxsplit=1)[:1]) if library.token_to_id(one) is not None]
+        if known and library.encode(known[0], add_special_tokens=False).tokens != known[:1]:
+            library.add_special_tokens([tokenizers.AddedToken(known[0], normalized=False, special=True)])
 
 
 def _set_edges(library: tokenizers.Tokenizer, text: TextSpec) -> None:

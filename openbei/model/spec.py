@@ -18,6 +18,7 @@ Array = NDArray[np.generic]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "identity"]
 Pooling = Literal["cls", "mean", "last_token", "max"]
 NormKind = Literal["layer", "rms"]
+HIDDEN = -1  # in place of a token's segment: the token sees the others, and none sees it
 Output = Literal["vectors", "states", "labels", "weights", "multi"]
 
 
@@ -239,13 +240,15 @@ class Batch:
     """Packed tokens for one forward: sequences end to end, no padding.
 
     input_ids, position_ids, token_type_ids: int32 (T,). cu_seqlens: int32 (B + 1,), first 0, last T;
-    sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1].
+    sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1]. num_keys: int32 (B,), how many of a sequence's first tokens
+    the others see; None for all of them.
     """
 
     input_ids: NDArray[np.int32]
     position_ids: NDArray[np.int32]
     token_type_ids: NDArray[np.int32]
     cu_seqlens: NDArray[np.int32]
+    num_keys: NDArray[np.int32] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -269,7 +272,7 @@ def pack(spec: ModelSpec, ids: Sequence[Sequence[int]], token_type_ids: Sequence
     """Token ids of B sequences -> one Batch; the only place where a batch is made.
 
     ids: lists, or what has a buffer of int32, which is faster. token_type_ids: as ids, or None for all zero; ignored
-    where the model has a single segment (RoBERTa).
+    where the model has a single segment (RoBERTa), but for HIDDEN, of tokens at a sequence's end (Batch.num_keys).
     Position ids follow transformers: counted from 0, or with a position_offset from pad id + 1, where a
     literal pad token inside a text takes row pad id and is not counted (`create_position_ids_from_input_ids`).
     """
@@ -286,10 +289,14 @@ def pack(spec: ModelSpec, ids: Sequence[Sequence[int]], token_type_ids: Sequence
         position_ids = (before[1:] - before[starts]) * real + pad_id
     else:
         position_ids = np.arange(total, dtype=np.int32) - starts
-    types = np.zeros(total, np.int32)
-    if token_type_ids is not None and spec.num_segments > 1:
-        types = _joined(token_type_ids)
-    return Batch(input_ids, position_ids.astype(np.int32), types, cu_seqlens)
+    types, num_keys = np.zeros(total, np.int32), None
+    if token_type_ids is not None:
+        given = _joined(token_type_ids)
+        if (given == HIDDEN).any():
+            num_keys = np.add.reduceat(given != HIDDEN, cu_seqlens[:-1], dtype=np.int32)
+        if spec.num_segments > 1:
+            types = np.maximum(given, 0)
+    return Batch(input_ids, position_ids.astype(np.int32), types, cu_seqlens, num_keys)
 
 
 def _joined(sequences: Sequence[Sequence[int]]) -> NDArray[np.int32]:

@@ -50,7 +50,7 @@ from openbei.weights.store import artifacts_folder, list_store, locked, store_fo
 from openbei.weights.tensors import read_tensors, read_torch_file, write_safetensors
 
 Phase = Literal["pin", "fetch", "copy", "try", "write", "name"]
-SAFE = (".json", ".jinja", ".safetensors")  # nothing that anyone could run
+SAFE = (".json", ".jinja", ".safetensors", ".metadata")  # nothing that anyone could run
 SPARE_BYTES = 64_000_000
 _CHUNK_BYTES = 1 << 20
 

@@ -52,11 +52,24 @@ class PairTemplate:
 
 
 @dataclass(frozen=True, slots=True)
+class Expansion:
+    """Queries of fewer tokens than length are filled up with token_id, and each of these has a vector too.
+
+    attended: other tokens see these; else they see the query's own, and nothing sees them.
+    Source: ColBERT (Khattab and Zaharia 2020, section 3.2).
+    """
+
+    length: int
+    token_id: int
+    attended: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TextSpec:
     """How text becomes tokens: tokenizer.json, the most tokens with specials, prompts by name, lower-casing.
 
     max_query_length: the most tokens of what is sent as a query to a model of multi-vectors, None for max_length.
-
+    expansion: of these queries. markers: each is one token, if the vocabulary has it or its first word.
     first, last: what stands at the ends of every text; None leaves that to tokenizer.json. added_tokens: by id.
     special_tokens: by role, such as {"eos_token": "</s>"}. chat_template: Jinja, of models that score chats.
     bert_normalizer: settings of a BertNormalizer, by the tokenizers library's names, that win over tokenizer.json.
@@ -78,6 +91,8 @@ class TextSpec:
     split_special_tokens: bool = False
     pair_template: PairTemplate | None = None
     max_query_length: int | None = None
+    expansion: Expansion | None = None
+    markers: tuple[str, ...] = ()
     probes: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = ()
 
 

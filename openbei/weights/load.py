@@ -6,15 +6,18 @@ Owns the order of the steps and the checks between them; never touches requests.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from openbei.errors import UnsupportedModel, WeightsError
-from openbei.model.spec import Dense, HeadLayer, Model
-from openbei.weights.checkpoint import ByToken, Checkpoint, TextSpec
+from openbei.model.spec import Array, Dense, HeadLayer, Linear, Model, ModelSpec
+from openbei.weights.checkpoint import ByToken, Checkpoint, Expansion, TextSpec
 from openbei.weights.extras import Extras, read_extras
 from openbei.weights.families import Family, read_config
 from openbei.weights.families.causal import as_classifier
 from openbei.weights.files import read_object
 from openbei.weights.fill import Taker, fill
 from openbei.weights.labels import HeadFacts, read_labels
+from openbei.weights.late import Expanding, Late
 from openbei.weights.manifest import check_files, read_manifest
 from openbei.weights.masked import with_masked_head
 from openbei.weights.module_files import DenseModule
@@ -22,7 +25,7 @@ from openbei.weights.modules import Modules, PoolingChoice, check_classifier, re
 from openbei.weights.repo import HubOptions, locate
 from openbei.weights.tensors import read_tensors
 from openbei.weights.text import read_text
-from openbei.weights.verdict import Verdict, known_ids, read_pair_template, read_verdict, score_row
+from openbei.weights.verdict import Verdict, known_ids, read_pair_template, read_verdict, score_row, token_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +70,11 @@ def load(model: str | None = None, options: LoadOptions | None = None) -> Checkp
     text = read_text(source.folder, body, spec.max_length)
     if family.head is not None and not family.head.per_token and not modules.num_logs:
         text = replace(text, pair_template=read_pair_template(source, config, outline))
-    if modules.pooling is None:
-        text = _limits(text, modules, spec.max_length)
+    if modules.late is not None:
+        text = _late_text(body, text, modules.late, spec)
     dense = _read_dense(source.folder, modules.dense, spec.width)
+    if modules.late is not None and modules.late.inline:
+        dense = (Dense(_inline(tensors, spec.width), "identity"),)
     weights, head = fill(spec, family, tensors)
     network = Model(spec, weights, modules.pooling, dense if modules.pooling else (), modules.normalize, head)
     labels, extras = None, Extras()
@@ -78,27 +83,58 @@ def load(model: str | None = None, options: LoadOptions | None = None) -> Checkp
     elif head is not None:
         labels = read_labels(config, network.num_labels, _head_facts(source.folder, family, verdict, text))
     else:
-        extras = read_extras(body, spec.width, text) if modules.pooling else _multi_vector(body, dense, modules)
+        late = modules.late
+        extras = read_extras(body, spec.width, text) if late is None else _multi_vector(body, dense, late)
         network = replace(network, weigher=extras.weigher, multi=extras.multi)
     if artifact is not None:
         text = replace(text, probes=tuple((probe.texts, probe.ids) for probe in artifact.probes))
     return Checkpoint(source.model_id, source.revision, source.folder, network, text, labels, extras.by_token, artifact)
 
 
-def _limits(text: TextSpec, modules: Modules, limit: int) -> TextSpec:
+def _late_text(body: Path, text: TextSpec, late: Late, spec: ModelSpec) -> TextSpec:
     """The lengths of documents and queries; a limit of its own may be above that of other texts."""
-    document, query = modules.max_document_tokens, modules.max_query_tokens
+    document, query = late.max_document_tokens, late.max_query_tokens
+    marked = {role: marker + text.prompts.get(role, "").removeprefix(marker) for role, marker in late.markers.items()}
     return replace(
         text,
-        max_length=text.max_length if document is None else min(document, limit),
-        max_query_length=text.max_length if query is None else min(query, limit),
+        max_length=text.max_length if document is None else min(document, spec.max_length),
+        max_query_length=text.max_length if query is None else min(query, spec.max_length),
+        prompts=text.prompts | marked,
+        markers=tuple(late.markers.values()),
+        expansion=None if late.expanding is None else _expansion(body, text, late.expanding, spec),
     )
 
 
-def _multi_vector(body: Path, dense: tuple[Dense, ...], modules: Modules) -> Extras:
+def _expansion(body: Path, text: TextSpec, wanted: Expanding, spec: ModelSpec) -> Expansion:
+    """Raises UnsupportedModel where a token would see none of its query's own, or there is no token to fill up with."""
+    roles = ("mask_token", "eos_token")
+    token = wanted.token or next((text.special_tokens[role] for role in roles if role in text.special_tokens), None)
+    if token is None:
+        raise UnsupportedModel("queries are to be filled up, but the tokenizer has neither mask_token nor eos_token")
+    if wanted.length > spec.max_length:
+        raise UnsupportedModel(f"queries are filled up to {wanted.length} tokens, the model has {spec.max_length}")
+    if not wanted.attended and spec.causal:
+        raise UnsupportedModel("queries are filled up with tokens that no other sees, in a causal model")
+    if not wanted.attended and spec.window is not None and wanted.length > spec.window // 2 + 1:
+        raise UnsupportedModel(
+            f"queries are filled up to {wanted.length} tokens that no other sees; "
+            f"with the model's window at most {spec.window // 2 + 1} see a token of the query"
+        )
+    return Expansion(wanted.length, token_ids(body, (token,))[0], wanted.attended)
+
+
+def _inline(tensors: dict[str, Array], width: int) -> Linear:
+    """Stanford's projection, taken out of the network's tensors."""
+    weight = tensors.pop("linear.weight", np.empty((0, 0), np.float32))
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise WeightsError(f"the weights lack linear.weight of {width} columns, the projection of a ColBERT model")
+    return Linear(weight)
+
+
+def _multi_vector(body: Path, dense: tuple[Dense, ...], late: Late) -> Extras:
     """Words of the skiplist that are no tokens are left out, as sentence-transformers does."""
     layers = tuple(HeadLayer(one.linear, one.activation) for one in dense)
-    skipped = frozenset(known_ids(body, modules.skiplist).values())
+    skipped = frozenset(known_ids(body, late.skiplist).values())
     return Extras(multi=layers, by_token=ByToken(skipped=skipped))
 
 

@@ -81,7 +81,7 @@ def text_config(body: Path) -> dict[str, Any]:
 def check_output(body: Path, wanted: Mapping[str, Any], output: str) -> None:
     """Raise UnsupportedModel if a Transformer module gives anything but what is wanted, from the network's output."""
     config = text_config(body)
-    for key, value in {**wanted, "query_expansion": None}.items():
+    for key, value in wanted.items():
         if config.get(key, value) != value:
             raise UnsupportedModel(f"sentence_bert_config.json has {key} {config[key]!r}; supported: {value!r}")
     plain = {"method": "forward", "method_output_name": output}
@@ -90,10 +90,13 @@ def check_output(body: Path, wanted: Mapping[str, Any], output: str) -> None:
         raise UnsupportedModel(f"sentence_bert_config.json takes {text!r} from the network; supported: {plain!r}")
 
 
-def check_keys(folder: Path, of: str = "sentence_embedding") -> dict[str, Any]:
-    """A Dense or Normalize module's config, refused if it works on anything but the pooled vector, or what is given."""
+def check_keys(folder: Path, of: str = "sentence_embedding", by_default: str = "sentence_embedding") -> dict[str, Any]:
+    """A Dense or Normalize module's config, refused if it works on anything but the pooled vector, or what is given.
+
+    by_default: what it works on where the config is silent.
+    """
     config = read_object(folder / "config.json", optional=True)
-    source = config.get("module_input_name") or "sentence_embedding"
+    source = config.get("module_input_name") or by_default
     target = config.get("module_output_name") or source
     for key, name in (("module_input_name", source), ("module_output_name", target)):
         if name != of:
@@ -118,7 +121,7 @@ def read_pooling(folder: Path, path: str, wanted: Pooling | None) -> Pooling:
 
 def read_dense(folder: Path, path: str, of: str = "sentence_embedding") -> DenseModule:
     """A Dense module's config -> DenseModule. Raises UnsupportedModel, ModelError."""
-    config = check_keys(folder / path, of)
+    config = check_keys(folder / path, of, by_default=of)
     if config.get("use_residual"):
         raise UnsupportedModel(f"{path}/config.json asks for use_residual, which is not supported")
     for key in ("in_features", "out_features"):

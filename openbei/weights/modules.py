@@ -4,7 +4,7 @@ Owns which modules may stand in which order, and what they make together; module
 reads weights. What the files ask for and openbei does not do exactly is refused by name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from openbei.errors import UnsupportedModel
 from openbei.model.spec import Pooling
 from openbei.weights.files import read_object
+from openbei.weights.late import Late, is_pylate, is_stanford, read_late, read_stanford
 from openbei.weights.module_files import (
     LOGITS,
     SCORES,
@@ -37,8 +38,7 @@ _SPLADE_LOGS = {"relu": 1, "log1p_relu": 2}
 class Modules:
     """What modules.json asks for. transformer: folder of the network, "" for the root. num_logs: see Model.
 
-    pooling None: the Dense modules work on every token, whose vectors are the answer, but for skiplist in documents.
-    max_document_tokens, max_query_tokens: limits of such a model; None for that of every text.
+    pooling None: the Dense modules work on every token, whose vectors are the answer, and late says the rest.
     """
 
     transformer: str
@@ -46,9 +46,7 @@ class Modules:
     dense: tuple[DenseModule, ...] = ()
     normalize: bool = True
     num_logs: int = 0
-    skiplist: tuple[str, ...] = ()
-    max_document_tokens: int | None = None
-    max_query_tokens: int | None = None
+    late: Late | None = None
 
 
 class Outline(NamedTuple):
@@ -71,6 +69,8 @@ def read_modules(folder: Path, pooling: PoolingChoice | None = None) -> Modules:
     Raises UnsupportedModel by the name of what is not done here.
     """
     if not (folder / "modules.json").exists():
+        if pooling is None and is_stanford(folder):
+            return Modules("", None, late=read_stanford(folder))
         if pooling is None:
             raise UnsupportedModel(
                 f"{folder} has no modules.json, so its pooling is unknown: "
@@ -83,7 +83,7 @@ def read_modules(folder: Path, pooling: PoolingChoice | None = None) -> Modules:
         raise UnsupportedModel(f"modules.json orders {', '.join(kinds)}, which --pooling {pooling} does not fit")
     if is_splade:
         return _splade(folder, kinds, paths)
-    if "MultiVectorMask" in kinds and pooling is None:
+    if pooling is None and ("MultiVectorMask" in kinds or is_pylate(folder, kinds)):
         return _multi_vector(folder, kinds, paths)
     num_dense = kinds.count("Dense")
     _check_order(kinds, num_dense)
@@ -116,10 +116,11 @@ def check_classifier(folder: Path) -> None:
 def read_outline(folder: Path) -> Outline:
     """A model's folder -> where its network lies and whether it is an embedder for sure."""
     if not (folder / "modules.json").exists():
-        return Outline("", False)
+        return Outline("", is_stanford(folder))
     kinds, paths = entries(folder / "modules.json")
     logit_score = paths[kinds.index("LogitScore")] if "LogitScore" in kinds else None
-    return Outline(paths[0] if paths else "", bool(_EMBEDDERS & set(kinds)), logit_score, True)
+    pools = bool(_EMBEDDERS & set(kinds)) or is_pylate(folder, kinds)
+    return Outline(paths[0] if paths else "", pools, logit_score, True)
 
 
 def _check_order(kinds: Sequence[str], num_dense: int) -> None:
@@ -153,37 +154,34 @@ def _splade(folder: Path, kinds: Sequence[str], paths: Sequence[str]) -> Modules
 
 
 def _multi_vector(folder: Path, kinds: Sequence[str], paths: Sequence[str]) -> Modules:
-    """The modules of a model of late interaction, as sentence-transformers' MultiVectorEncoder writes them."""
+    """The modules of a model of late interaction. PyLate's folders lack the two that stand at the end."""
     num_dense = kinds.count("Dense")
-    served = ["Transformer", *["Dense"] * num_dense, "MultiVectorMask"]
-    if not num_dense or list(kinds) not in (served, [*served, "Normalize"]):
+    path, body = paths[-1], folder / paths[0]
+    served = ["Transformer", *["Dense"] * num_dense]
+    mask: dict[str, Any] | None = None
+    if list(kinds) != served:
+        path = _check_late(folder, kinds, paths, [*served, "MultiVectorMask"])
+        mask = read_object(folder / path / "config.json", optional=True)
+    for key, wanted in {"skiplist_tasks": ["document"], "keep_only_token_ids": None}.items():
+        if mask is not None and mask.get(key) not in (None, wanted):
+            raise UnsupportedModel(f"{path}/config.json has {key} {mask[key]!r}; supported: {wanted!r}")
+    check_output(body, STATES, "last_hidden_state")
+    return Modules(
+        transformer=paths[0],
+        pooling=None,
+        dense=tuple(read_dense(folder, path, "token_embeddings") for path in paths[1 : 1 + num_dense]),
+        normalize=mask is None or kinds[-1] == "Normalize",
+        late=read_late(folder, body, mask),
+    )
+
+
+def _check_late(folder: Path, kinds: Sequence[str], paths: Sequence[str], served: list[str]) -> str:
+    """The folder of the MultiVectorMask, where it and a Normalize or none are the last ones."""
+    if "Dense" not in served or list(kinds) not in (served, [*served, "Normalize"]):
         raise UnsupportedModel(
             f"modules.json orders {', '.join(kinds)}; "
             "supported: Transformer, Dense, MultiVectorMask, and Normalize or none"
         )
-    check_output(folder / paths[0], STATES, "last_hidden_state")
-    config = text_config(folder / paths[0])
     if kinds[-1] == "Normalize":
         check_keys(folder / paths[-1], "token_embeddings")
-    mask = read_object(folder / paths[1 + num_dense] / "config.json", optional=True)
-    for key, wanted in {"skiplist_tasks": ["document"], "keep_only_token_ids": None}.items():
-        if mask.get(key) not in (None, wanted):
-            raise UnsupportedModel(f"{paths[1 + num_dense]}/config.json has {key} {mask[key]!r}; supported: {wanted!r}")
-    dense = tuple(read_dense(folder, path, "token_embeddings") for path in paths[1 : 1 + num_dense])
-    skiplist = tuple(mask.get("skiplist_words") or ())
-    return Modules(
-        transformer=paths[0],
-        pooling=None,
-        dense=dense,
-        normalize=kinds[-1] == "Normalize",
-        skiplist=skiplist,
-        max_document_tokens=_limit(config, "document_length"),
-        max_query_tokens=_limit(config, "query_length"),
-    )
-
-
-def _limit(config: Mapping[str, Any], key: str) -> int | None:
-    length = config.get(key)
-    if length is not None and (type(length) is not int or length < 1):
-        raise UnsupportedModel(f"sentence_bert_config.json has {key} {length!r}; it must be an integer of at least 1")
-    return length
+    return paths[len(served) - 1]

@@ -34,6 +34,7 @@ FILES = (
     "[0-9]_*/*",
     "sparse_linear.pt",
     "colbert_linear.pt",
+    "artifact.metadata",
 )
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 

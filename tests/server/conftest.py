@@ -1,9 +1,18 @@
 """Fixtures of the wire tests."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from openbei.config import EngineConfig
+from openbei.engine.engine import Engine
+from openbei.engine.start import open_engine
 from tests.server.fakes import FakeEngine
 from tests.server.wire import Wire
+
+Opened = Callable[..., Wire]
 
 
 @pytest.fixture
@@ -14,3 +23,18 @@ def engine() -> FakeEngine:
 @pytest.fixture
 def wire(engine: FakeEngine) -> Wire:
     return Wire(engine)
+
+
+@pytest.fixture
+def opened() -> Iterator[Opened]:
+    """A model's folder and keys of EngineConfig -> its Wire."""
+    engines: list[Engine] = []
+
+    def one(folder: Path, **config: Any) -> Wire:
+        engine = open_engine(EngineConfig(model_id=str(folder), dtype="float32", **config))
+        engines.append(engine)
+        return Wire(engine)  # type: ignore[arg-type]
+
+    yield one
+    for engine in engines:
+        engine.close()

@@ -1,40 +1,18 @@
-"""From a folder to sparse vectors and multi-vectors over HTTP, with tiny models; sentence-transformers is the judge."""
+"""From a folder to sparse vectors, and to all of bge-m3's, over HTTP; sentence-transformers judges tiny models."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import MultiVectorEncoder, SparseEncoder
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers import SparseEncoder
 
-from openbei.config import EngineConfig
-from openbei.engine.engine import Engine
-from openbei.engine.start import open_engine
-from openbei.errors import UnsupportedModel
-from openbei.weights.load import load
 from tests import families, splade
-from tests.server.wire import Wire, error
+from tests.server.conftest import Opened
+from tests.server.wire import error
 
 TEXTS = ["the river bank", "Bees make honey. Two plus two?", "deep learning 漢 is, the rivers makes", "x"]
-Opened = Callable[..., Wire]
-
-
-@pytest.fixture
-def opened() -> Iterator[Opened]:
-    engines: list[Engine] = []
-
-    def one(folder: Path, **config: Any) -> Wire:
-        engine = open_engine(EngineConfig(model_id=str(folder), dtype="float32", **config))
-        engines.append(engine)
-        return Wire(engine)  # type: ignore[arg-type]
-
-    yield one
-    for engine in engines:
-        engine.close()
 
 
 def dense(answer: list[list[dict[str, Any]]], width: int) -> np.ndarray:
@@ -160,48 +138,3 @@ def test_without_torch_bge_m3_gives_its_vector_alone(
     assert wire.post("/embed", {"inputs": "x"}).status_code == 200
     assert error(wire.post("/embed_sparse", {"inputs": "x"})) == (424, "Backend")
     assert error(wire.post("/v1/multi-vector", {"input": "x"})) == (424, None)
-
-
-# Late interaction
-
-
-@pytest.fixture
-def late(tmp_path: Path) -> MultiVectorEncoder:
-    """A model of multi-vectors with two layers, prompts, a skiplist and lengths, saved in tmp_path / "late"."""
-    body = families.save(tmp_path / "body", "bert", pooling=None)
-    families.change_json(body / "tokenizer_config.json", unk_token="[UNK]")
-    transformer = Transformer(str(body), query_length=6, document_length=11)
-    layers = [
-        Dense(48, 20, activation_function=torch.nn.Tanh(), module_input_name="token_embeddings"),
-        Dense(20, NUM_VECTOR, bias=False, activation_function=None, module_input_name="token_embeddings"),
-    ]
-    mask = MultiVectorMask(skiplist_words=["the", ".", "?", "no such word"])
-    modules = [transformer, *layers, mask, Normalize(module_input_name="token_embeddings")]
-    model = MultiVectorEncoder(modules=modules, prompts={"query": "is ", "document": "deep "}, device="cpu")
-    model.save_pretrained(str(tmp_path / "late"))
-    return model
-
-
-def test_late_interaction(late: MultiVectorEncoder, opened: Opened, tmp_path: Path) -> None:
-    wire = opened(tmp_path / "late")
-    texts = [*TEXTS, "the bees make the honey. the river " * 3]
-    for kind, wanted in (("document", late.encode_document(texts)), ("query", late.encode_query(texts))):
-        data = wire.post("/v1/multi-vector", {"input": texts, "input_type": kind}).json()["data"]
-        assert [len(one["embeddings"]) for one in data] == [len(one) for one in wanted]
-        for one, rows in zip(data, wanted, strict=True):
-            assert np.abs(np.float32(one["embeddings"]) - np.asarray(rows)).max() <= 1e-4
-    by_default = wire.post("/v1/multi-vector", {"input": texts}).json()
-    assert by_default == wire.post("/v1/multi-vector", {"input": texts, "input_type": "document"}).json()
-    assert wire.post("/", {"input": "x"}).status_code == 200
-    for path in ("/embed", "/embed_all", "/embed_sparse"):
-        assert error(wire.post(path, {"inputs": "x"})) == (424, "Backend")
-    assert wire.get("/info").json()["model_type"] == {"embedding": {"pooling": "none"}}
-    too_long = {"input": texts[-1], "truncate": False}
-    assert error(wire.post("/v1/multi-vector", too_long)) == (422, None)
-
-
-def test_query_expansion_is_refused(late: MultiVectorEncoder, tmp_path: Path) -> None:
-    expansion = {"strategy": "fixed", "attend": False, "length": 32}
-    families.change_json(tmp_path / "late" / "sentence_bert_config.json", query_expansion=expansion)
-    with pytest.raises(UnsupportedModel, match="query_expansion"):
-        load(str(tmp_path / "late"))

@@ -1,5 +1,7 @@
 """Folders of SPLADE, of bge-m3 and of late interaction: what is read of them, and what is refused by name."""
 
+import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openbei.errors import ModelError, UnsupportedModel, WeightsError
+from openbei.config import EngineConfig
+from openbei.engine import start
+from openbei.errors import ConfigError, ModelError, UnsupportedModel, WeightsError
+from openbei.weights.late import Expanding, Late
 from openbei.weights.load import LoadOptions, load
-from openbei.weights.modules import read_modules
-from tests import families, splade
+from openbei.weights.modules import read_modules, read_outline
+from tests import families, late, splade
 from tests.families import change_json, write_json
 
 SPLADE = {"MLMTransformer": "", "SpladePooling": "1_SpladePooling"}
@@ -145,9 +150,11 @@ def test_a_folder_without_the_files_has_no_such_outputs(tmp_path: Path) -> None:
 def test_a_multi_vector_folder(tmp_path: Path) -> None:
     folder = late_folder(tmp_path, {"skiplist_words": [".", "!"]}, query_length=9, document_length=30)
     modules = read_modules(folder)
-    assert (modules.pooling, modules.normalize, modules.skiplist) == (None, True, (".", "!"))
-    assert (modules.max_query_tokens, modules.max_document_tokens) == (9, 30)
+    assert (modules.pooling, modules.normalize) == (None, True)
+    assert modules.late == Late((".", "!"), 9, 30)
     assert [(one.path, one.out_features) for one in modules.dense] == [("1_Dense", 8)]
+    change_json(folder / "1_Dense" / "config.json", module_input_name=...)  # of every token, as its reader takes it
+    assert read_modules(folder) == modules
 
 
 @pytest.mark.parametrize(
@@ -161,7 +168,11 @@ def test_a_multi_vector_folder(tmp_path: Path) -> None:
         ({"keep_only_token_ids": [5]}, {}, r"keep_only_token_ids \[5\]"),
         ({}, {"query_length": 0}, "query_length 0; it must be an integer of at least 1"),
         ({}, {"document_length": "300"}, "document_length '300'"),
-        ({}, {"query_expansion": {"strategy": "fixed"}}, "query_expansion"),
+        ({}, {"query_expansion": {"strategy": "fixed"}}, "query_expansion has no length"),
+        ({}, {"query_expansion": {"length": 9}}, "query_expansion has strategy None; supported: 'fixed', 'min'"),
+        ({}, {"query_expansion": {"strategy": "min", "length": 9, "attend": 2}}, "attend 2; supported: False, True"),
+        ({}, {"query_expansion": {"strategy": "min", "length": 0}}, "length 0; it must be an integer"),
+        ({}, {"query_expansion": {"strategy": "min", "length": 9, "side": 1}}, "has side, which openbei does not know"),
         ({}, {"transformer_task": "retrieval"}, "transformer_task 'retrieval'"),
     ],
 )
@@ -170,11 +181,88 @@ def test_multi_vector_folders_that_do_more_are_refused(mask: Any, text: Any, sai
         read_modules(late_folder(tmp_path, mask, **text))
 
 
-@pytest.mark.parametrize("name", ["1_Dense", "3_Normalize"])
-def test_modules_of_the_pooled_vector_are_refused_there(name: str, tmp_path: Path) -> None:
-    change_json(late_folder(tmp_path) / name / "config.json", module_input_name=...)
-    with pytest.raises(UnsupportedModel, match=f"{name}/config.json has module_input_name 'sentence_embedding'"):
+def test_a_normalize_module_of_the_pooled_vector_is_refused_there(tmp_path: Path) -> None:
+    change_json(late_folder(tmp_path) / "3_Normalize" / "config.json", module_input_name=...)
+    with pytest.raises(UnsupportedModel, match=r"3_Normalize/config\.json has module_input_name 'sentence_embedding'"):
         read_modules(tmp_path)
+
+
+PYLATE = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 24, "document_length": 40}
+
+
+@pytest.mark.parametrize(
+    ("said", "expanding", "max_query_tokens"),
+    [
+        ({}, Expanding(24, False), 24),
+        ({"attend_to_expansion_tokens": True, "query_length": None}, Expanding(32, True), 32),
+        ({"do_query_expansion": False}, None, 24),
+    ],
+)
+def test_a_folder_of_pylate(said: Any, expanding: Expanding | None, max_query_tokens: int, tmp_path: Path) -> None:
+    modules = read_modules(late.pylate(tmp_path, "bert", **(PYLATE | said)))
+    markers = {"query": "[Q] ", "document": "[D] "}
+    assert modules.late == Late(tuple(string.punctuation), max_query_tokens, 40, expanding, markers)
+    assert (modules.pooling, modules.normalize, len(modules.dense)) == (None, True, 1)
+    assert read_outline(tmp_path).pools
+
+
+def test_its_modules_without_its_keys_are_no_such_model(tmp_path: Path) -> None:
+    write_json(late.pylate(tmp_path, "bert") / "config_sentence_transformers.json", {"prompts": {}})
+    with pytest.raises(UnsupportedModel, match="orders Transformer, Dense; supported"):
+        read_modules(tmp_path)
+
+
+def test_a_folder_of_stanford(tmp_path: Path) -> None:
+    modules = read_modules(late.stanford(tmp_path, query_maxlen=24, doc_maxlen=180))
+    markers = {"query": "[unused0] ", "document": "[unused1] "}
+    wanted = Late(tuple(string.punctuation), 24, 180, Expanding(24, False), markers, inline=True)
+    assert (modules.late, modules.pooling, read_outline(tmp_path).pools) == (wanted, None, True)
+    checkpoint = load(str(tmp_path))
+    assert (checkpoint.model.multi_dim, checkpoint.text.max_query_length, checkpoint.text.max_length) == (12, 24, 64)
+    assert checkpoint.text.prompts == markers
+    (tmp_path / "artifact.metadata").unlink()
+    assert read_modules(tmp_path).late == replace(
+        wanted, max_query_tokens=32, max_document_tokens=None, expanding=Expanding(32, False)
+    )
+
+
+def test_a_stanford_folder_without_its_projection_is_refused(tmp_path: Path) -> None:
+    tensors = load_file(late.stanford(tmp_path) / "model.safetensors")
+    del tensors["linear.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"lack linear\.weight of 48 columns"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "reason"),
+    [
+        (
+            "modernbert",
+            {"query_length": 6},
+            "with the model's window at most 5 see",
+        ),
+        ("bert", {"query_length": 65}, "filled up to 65 tokens, the model has 64"),
+        ("bert", {"query_expansion": {"strategy": "fixed", "length": 9, "token": "[MISS]"}}, r"no token '\[MISS\]'"),
+    ],
+)
+def test_expansions_that_cannot_be_are_refused(family: str, said: Any, reason: str, tmp_path: Path) -> None:
+    folder = late.pylate(tmp_path, family, **said)
+    with pytest.raises(ModelError, match=reason):
+        load(str(folder))
+
+
+def test_a_tokenizer_without_a_token_to_fill_up_with(tmp_path: Path) -> None:
+    change_json(late.pylate(tmp_path, "bert") / "tokenizer_config.json", mask_token=...)
+    with pytest.raises(UnsupportedModel, match="neither mask_token nor eos_token"):
+        load(str(tmp_path))
+
+
+def test_a_gpu_refuses_hidden_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "gpu_number", lambda asked: 0)
+    checkpoint = load(str(late.pylate(tmp_path, "bert")))
+    with pytest.raises(ConfigError, match="filled up with tokens that no other sees: only a CPU"):
+        start.make_executor(checkpoint, EngineConfig())
 
 
 @pytest.mark.parametrize("kinds", [("Transformer", "MultiVectorMask"), ("Transformer", "MultiVectorMask", "Dense")])

@@ -31,6 +31,12 @@ class Grid:
     length: int
     inside: NDArray[np.bool_]
 
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Which cells others see, (B, S)."""
+        num_keys = self.batch.lengths if self.batch.num_keys is None else self.batch.num_keys
+        return np.asarray(np.arange(self.length, dtype=np.int32) < num_keys[:, None])
+
     def ahead(self) -> NDArray[np.int32]:
         """Key position - query position, (S, S)."""
         column = np.arange(self.length, dtype=np.int32)
@@ -104,7 +110,7 @@ INPUTS: dict[str, tuple[type[np.generic], list[int], Maker]] = {
     "token_type_ids": (np.int32, [-1], lambda grid: _extended(grid.batch.token_type_ids, grid.num_tokens)),
     "grid": (np.int32, [-1, -1], _rows),
     "cells": (np.int32, [-1], lambda grid: _extended(np.flatnonzero(grid.inside).astype(np.int32), grid.num_tokens)),
-    "mask": (np.float32, [-1, 1, 1, -1], lambda grid: np.where(grid.inside, np.float32(0), MASKED)[:, None, None]),
+    "mask": (np.float32, [-1, 1, 1, -1], lambda grid: np.where(grid.seen, np.float32(0), MASKED)[:, None, None]),
     "inside": (np.float32, [-1, -1, 1], lambda grid: grid.inside[:, :, None].astype(np.float32)),
     "repeated": (np.int32, [-1, -1], _repeated_rows),
     "cls": (np.int32, [-1], lambda grid: grid.batch.cu_seqlens[:-1]),

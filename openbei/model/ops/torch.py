@@ -85,7 +85,10 @@ class TorchOps:
         q = q.reshape(len(q), how.num_heads, -1).transpose(0, 1)
         k, v = (x.reshape(len(x), how.num_kv_heads, -1).transpose(0, 1) for x in (k, v))
         k, v = (x.repeat_interleave(how.num_heads // how.num_kv_heads, dim=0) for x in (k, v))
-        return torch.cat([_attend(q[:, rows], k[:, rows], v[:, rows], how) for rows in self.rows])
+        lengths = self.batch.lengths if self.batch.num_keys is None else self.batch.num_keys
+        keys = [slice(rows.start, rows.start + num) for rows, num in zip(self.rows, lengths, strict=True)]
+        pairs = zip(self.rows, keys, strict=True)
+        return torch.cat([_attend(q[:, rows], k[:, seen], v[:, seen], how) for rows, seen in pairs])
 
     def pool(self, x: Tensor, kind: Pooling) -> Tensor:
         """(T, C) -> (B, C)."""
@@ -132,13 +135,12 @@ def _tensor(array: Array) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, how: Attention) -> Tensor:
     """One sequence, (heads, n, D) each -> (n, H*D)."""
-    length = q.shape[1]
     scores = q @ k.transpose(1, 2) * how.scale
     if how.softcap is not None:
         scores = how.softcap * torch.tanh(scores / how.softcap)
-    ahead = torch.arange(length)[None, :] - torch.arange(length)[:, None]  # key position - query position
+    ahead = torch.arange(k.shape[1])[None, :] - torch.arange(q.shape[1])[:, None]  # key position - query position
     if how.bias is not None:
         scores = scores + _tensor(how.bias)[:, ahead + how.bias.shape[1] // 2]
     scores = scores.masked_fill(~torch.from_numpy(visible(ahead.numpy(), how.causal, how.window)), -torch.inf)
     attended: Tensor = scores.softmax(-1) @ v
-    return attended.transpose(0, 1).reshape(length, -1)
+    return attended.transpose(0, 1).reshape(q.shape[1], -1)
