@@ -78,10 +78,13 @@ def text_config(body: Path) -> dict[str, Any]:
     return {}
 
 
-def check_output(body: Path, wanted: Mapping[str, Any], output: str) -> None:
-    """Raise UnsupportedModel if a Transformer module gives anything but what is wanted, from the network's output."""
+def check_output(body: Path, wanted: Mapping[str, Any], output: str, expands: bool = False) -> None:
+    """Raise UnsupportedModel if a Transformer module gives anything but what is wanted, from the network's output.
+
+    expands: it may fill queries up (see late.py).
+    """
     config = text_config(body)
-    for key, value in wanted.items():
+    for key, value in (wanted if expands else {**wanted, "query_expansion": None}).items():
         if config.get(key, value) != value:
             raise UnsupportedModel(f"sentence_bert_config.json has {key} {config[key]!r}; supported: {value!r}")
     plain = {"method": "forward", "method_output_name": output}

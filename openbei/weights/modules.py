@@ -165,7 +165,7 @@ def _multi_vector(folder: Path, kinds: Sequence[str], paths: Sequence[str]) -> M
     for key, wanted in {"skiplist_tasks": ["document"], "keep_only_token_ids": None}.items():
         if mask is not None and mask.get(key) not in (None, wanted):
             raise UnsupportedModel(f"{path}/config.json has {key} {mask[key]!r}; supported: {wanted!r}")
-    check_output(body, STATES, "last_hidden_state")
+    check_output(body, STATES, "last_hidden_state", expands=True)
     return Modules(
         transformer=paths[0],
         pooling=None,
