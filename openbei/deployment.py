@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from openbei.deployment_command import Start, read_clone, read_start, take
-from openbei.deployment_keys import STORES, Findings, Tree, check, shown
+from openbei.deployment_file import Tree, parse, shown
+from openbei.deployment_keys import STORES, Findings, check
 from openbei.errors import ConfigError
 
-FILE = "config.yaml"
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384  # batches that the engine forms by itself are no larger
 DEFAULT_NUM_TOKENS = {"encoder": 16384, "encoder_bert": 8192}
 SCHEMES = {"hf": "", "gcs": "gs://", "gs": "gs://", "s3": "s3://", "azure": "az://", "https": "https://"}
@@ -78,17 +78,9 @@ class _Draft:
             self.arguments += [flag, str(value)]
 
 
-def file_of(model: str | None) -> Path | None:
-    """MODEL, as a person gives it -> its config.yaml, if it is that file or a folder that holds one."""
-    path = Path(model or "").expanduser()
-    if model and path.is_dir() and (path / FILE).is_file():
-        return path / FILE
-    return path if path.suffix in (".yaml", ".yml") and path.is_file() else None
-
-
 def read(path: Path, *, on_cpu: bool) -> Deployment:
     """A config.yaml -> a Deployment for this kind of device. Raises ConfigError with all that is wrong at once."""
-    tree = _parse(path)
+    tree = parse(path)
     draft = _Draft(tree, path.parent, on_cpu, check(tree))
     source = Source("")
     if not draft.findings.errors:
@@ -107,41 +99,6 @@ def read(path: Path, *, on_cpu: bool) -> Deployment:
         accelerator=draft.section("resources").get("accelerator"),
         description=tree.get("description") or "",
     )
-
-
-def _parse(path: Path) -> Tree:
-    import yaml  # takes 20 ms to import
-
-    if path.suffix == ".yml":
-        raise ConfigError(f"{path}: Truss reads only config.yaml; rename it")
-
-    text = path.read_bytes()
-    try:
-        _refuse_twice(yaml.compose(text, yaml.SafeLoader), path)
-        tree = _without_nulls(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must be a mapping, got {shown(tree)}")
-    return tree
-
-
-def _without_nulls(value: Any) -> Any:
-    """A key whose value is null is a key that is not there."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(child) for name, child in value.items() if child is not None}
-    return [_without_nulls(child) for child in value] if isinstance(value, list) else value
-
-
-def _refuse_twice(node: Any, path: Path) -> None:
-    """Raise ConfigError for a key that a mapping gives twice: YAML would quietly take the last."""
-    pairs = node.value if isinstance(getattr(node, "value", None), list) else []
-    names = [pair[0].value for pair in pairs if isinstance(pair, tuple)]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{path}: {name!r} is given twice in the mapping of line {node.start_mark.line + 1}")
-    for pair in pairs:
-        _refuse_twice(pair[1] if isinstance(pair, tuple) else pair, path)
 
 
 def _notes(findings: Findings) -> Iterator[str]:

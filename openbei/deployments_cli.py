@@ -6,7 +6,6 @@ flag > file > environment > default. Never touches models or requests.
 
 import os
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import click
 import orjson
 
 from openbei.config import EngineConfig, ServerConfig
+from openbei.deployment_file import collection, file_of
 from openbei.engine.devices import gpu_number
 from openbei.errors import ConfigError, OpenBeiError
 from openbei.flags import ConfigCommand, pick
@@ -32,7 +32,7 @@ class ServeCommand(ConfigCommand):
         rest = super().parse_args(ctx, list(args))
         if ctx.params.get("model") is None:
             return rest
-        from openbei.deployment import file_of, read  # 15 ms that a server of no deployment need not wait for
+        from openbei.deployment import read  # 15 ms that a server of no deployment need not wait for
 
         file = file_of(ctx.params["model"])
         if file is None:
@@ -48,13 +48,6 @@ class ServeCommand(ConfigCommand):
             raise ConfigError(f"{file}: {error.format_message()}") from None
         ctx.params["model"] = None
         return rest
-
-
-def collection() -> Path:
-    """The folder of ready deployments: beside the package in a checkout, within it where it is installed."""
-    package = Path(str(files("openbei")))
-    beside = package.parent / "deployments"
-    return beside if (package.parent / "pyproject.toml").is_file() else package / "deployments"
 
 
 def load(folder: Path, *, on_cpu: bool) -> "Iterator[Deployment]":
@@ -99,7 +92,7 @@ def search(folder: Path, words: tuple[str, ...], as_json: bool) -> None:
 @click.pass_context
 def show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show what NAME (of the collection, a folder or a config.yaml) comes to: its settings and its notes."""
-    from openbei.deployment import file_of, read
+    from openbei.deployment import read
 
     file = file_of(name) or file_of(str(ctx.obj / name))
     if file is None:

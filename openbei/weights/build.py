@@ -34,17 +34,9 @@ from openbei.weights.manifest import (
     write_manifest,
 )
 from openbei.weights.modules import PoolingChoice
+from openbei.weights.remote import Patience, hide_secrets
 from openbei.weights.repo import HubOptions, Source, is_of_model, locate
-from openbei.weights.source import (
-    Patience,
-    fetch,
-    hide_secrets,
-    is_url,
-    list_remote,
-    open_remote,
-    read_all,
-    state_of,
-)
+from openbei.weights.source import fetch, is_url, list_remote, open_remote, read_all, state_of
 from openbei.weights.source_hub import bring, is_hub_id, pin
 from openbei.weights.store import artifacts_folder, list_store, locked, store_folder
 from openbei.weights.tensors import read_tensors, read_torch_file, write_safetensors
