@@ -1,7 +1,8 @@
 """A Truss config.yaml -> the arguments and variables that `bei serve` runs it with, and notes on what it does not do.
 
 Owns what the used keys come to, in both forms: trt_llm (BEI), and docker_server with a text-embeddings-router command.
-Reads one file; runs nothing, fetches nothing, and never touches models or sockets.
+A config.yaml in an artifact is of the weights beside it. Reads one file; runs nothing, fetches nothing, and never
+touches models or sockets.
 """
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openbei.deployment_command import Start, read_clone, read_start, take
-from openbei.deployment_file import Tree, parse, shown
+from openbei.deployment_file import Tree, is_artifact, parse, shown
 from openbei.deployment_keys import STORES, Findings, check
 from openbei.errors import ConfigError
 
@@ -34,19 +35,25 @@ class Source:
 class Deployment:
     """One config.yaml, understood.
 
-    arguments: those of `bei serve`, which a person's own come after and so win over. environment: variables to set
-    before they are read. route: the path that its clients call first, None where the model decides.
+    settings: the arguments of `bei serve` but those that name the model. environment: variables to set before they are
+    read. route: the path that its clients call first, None where the model decides.
     """
 
     name: str
     path: Path
     source: Source
-    arguments: tuple[str, ...]
+    settings: tuple[str, ...]
     environment: dict[str, str]
     notes: tuple[str, ...]
     route: str | None
     accelerator: str | None
     description: str
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """All arguments of `bei serve`; a person's own come after, and so win."""
+        revision = () if self.source.revision is None else ("--revision", self.source.revision)
+        return ("--model-id", self.source.model_id, *revision, *self.settings)
 
 
 @dataclass(slots=True)
@@ -57,7 +64,7 @@ class _Draft:
     folder: Path
     on_cpu: bool
     findings: Findings
-    arguments: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     route: str | None = None
 
@@ -75,7 +82,7 @@ class _Draft:
     def set(self, flag: str, value: Any) -> None:
         """One more argument, if there is a value."""
         if value is not None:
-            self.arguments += [flag, str(value)]
+            self.settings += [flag, str(value)]
 
 
 def read(path: Path, *, on_cpu: bool) -> Deployment:
@@ -88,11 +95,13 @@ def read(path: Path, *, on_cpu: bool) -> Deployment:
         source = _read_form(draft)
     if draft.findings.errors:
         raise ConfigError("\n  ".join([f"{path} cannot be served:", *draft.findings.errors]))
+    if is_artifact(path.parent):
+        source = Source(str(path.parent))
     return Deployment(
         name=path.resolve().parent.name,
         path=path,
         source=source,
-        arguments=tuple(draft.arguments),
+        settings=tuple(draft.settings),
         environment=draft.environment,
         notes=tuple(_notes(draft.findings)),
         route=draft.route,
@@ -151,7 +160,6 @@ def _read_bei(draft: _Draft) -> Source:
             draft.error(f"trt_llm.build.checkpoint_repository.{name} must be there")
             return Source("")
     source = _checkpoint(checkpoint, draft.folder)
-    _set_model(draft, source)
     _read_quantization(draft, build.get("quantization_type", "no_quant"))
     most = build.get("max_num_tokens", DEFAULT_NUM_TOKENS[kind])
     _set_tokens(draft, most, build.get("max_seq_len"))
@@ -191,11 +199,6 @@ def _set_tokens(draft: _Draft, most: int, longest: int | None) -> None:
         draft.set("--max-batch-tokens", most)
 
 
-def _set_model(draft: _Draft, source: Source) -> None:
-    draft.set("--model-id", source.model_id)
-    draft.set("--revision", source.revision)
-
-
 def _set_route(draft: _Draft, route: str | None) -> None:
     draft.route = route
     draft.set("--default-route", route)
@@ -216,13 +219,12 @@ def _read_tei(draft: _Draft) -> Source:
     source = _local_model(draft, start, given)
     if source is None:
         return Source("")
-    _set_model(draft, source)
     _read_batch_tokens(draft, given)
     if name := draft.tree.get("model_name"):
         draft.set("--served-model-name", name)
     _set_route(draft, docker.get("predict_endpoint"))
     draft.set("--port", docker.get("server_port"))
-    draft.arguments += given
+    draft.settings += given
     return source
 
 

@@ -4,7 +4,6 @@ Owns where deployments lie and the form of the file; what its keys mean is deplo
 """
 
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,29 @@ FILE = "config.yaml"
 
 def collection() -> Path:
     """The folder of ready deployments: beside the package in a checkout, within it where it is installed."""
-    package = Path(str(files("openbei")))
+    package = Path(__file__).parent
     beside = package.parent / "deployments"
     return beside if (package.parent / "pyproject.toml").is_file() else package / "deployments"
 
 
 def file_of(model: str | None) -> Path | None:
-    """MODEL, as a person gives it -> its config.yaml, if it is that file or a folder that holds one."""
-    path = Path(model or "").expanduser()
-    if model and path.is_dir() and (path / FILE).is_file():
-        return path / FILE
-    return path if path.suffix in (".yaml", ".yml") and path.is_file() else None
+    """MODEL, as a person gives it -> its config.yaml: that file, a folder that holds one, or a name of the collection.
+
+    A folder with a config.json is a model, whatever else it holds, unless it is an artifact.
+    """
+    if not model:
+        return None
+    path = Path(model).expanduser()
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    folder = path if path.exists() or "/" in model else collection() / path
+    is_model = (folder / "config.json").is_file() and not is_artifact(folder)
+    return folder / FILE if (folder / FILE).is_file() and not is_model else None
+
+
+def is_artifact(folder: Path) -> bool:
+    """True of what bei build made."""
+    return (folder / "manifest.json").is_file()
 
 
 def parse(path: Path) -> Tree:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from openbei.errors import ModelNotFound
-from openbei.weights.manifest import NAME
+from openbei.weights.manifest import NAME, parse_manifest
 from openbei.weights.remote import CHUNK_BYTES, RemoteFile, Transient, hide_secrets
 from openbei.weights.repo import is_of_model
 
@@ -44,8 +44,13 @@ class Bucket:
         with self._told(self.shown):
             self._fs.invalidate_cache()
             paths = self._fs.find(self._root)
-        names = [path.removeprefix(self._root).lstrip("/") for path in paths]
-        looked = {name: self.look(name) for name in names if name == NAME or is_of_model(name)}
+        names = {path.removeprefix(self._root).lstrip("/") for path in paths}
+        if NAME in names:
+            data = b"".join(self._chunks(NAME, 0))
+            wanted = names & {NAME, *parse_manifest(data, f"{self.shown}/{NAME}").files}
+        else:
+            wanted = {name for name in names if is_of_model(name)}
+        looked = {name: self.look(name) for name in sorted(wanted)}
         return {name: file for name, file in looked.items() if file is not None}
 
     def look(self, name: str) -> RemoteFile | None:

@@ -9,12 +9,12 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from openbei.errors import ModelNotFound
-from openbei.weights.manifest import NAME
+from openbei.weights.manifest import NAME, parse_manifest
 from openbei.weights.remote import CHUNK_BYTES, TRANSIENT, RemoteFile, Transient, hide_secrets
 from openbei.weights.repo import FILES, TORCH_FILES
 
@@ -26,6 +26,8 @@ PLAIN_NAMES = (
 MODULE_NAMES = ("config.json", "model.safetensors", "pytorch_model.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 FORBIDDEN = (401, 403)
+
+T = TypeVar("T")
 
 
 class Web:
@@ -43,14 +45,15 @@ class Web:
         """Those that answer a HEAD, of the names known beforehand and of those that their files name."""
         found = self._those_of(PLAIN_NAMES)
         if NAME in found:
-            return found | self._those_of(self._json(NAME).get("files", {}))
+            _, chunks = self.read(NAME, 0)
+            return found | self._those_of(parse_manifest(b"".join(chunks), f"{self.shown}/{NAME}").files)
         more: set[str] = set()
         if "modules.json" in found:
-            folders = [entry["path"] for entry in self._json("modules.json") if entry.get("path")]
-            more |= {f"{folder}/{name}" for folder in folders for name in (*MODULE_NAMES, *PLAIN_NAMES)}
+            folders = self._read_json("modules.json", lambda entries: [entry.get("path") for entry in entries])
+            more |= {f"{folder}/{name}" for folder in folders if folder for name in (*MODULE_NAMES, *PLAIN_NAMES)}
         for index in INDEXES:
             if index in found:
-                more |= set(self._json(index).get("weight_map", {}).values())
+                more |= self._read_json(index, lambda tree: set(tree["weight_map"].values()))
         return found | self._those_of(sorted(more))
 
     def look(self, name: str) -> RemoteFile | None:
@@ -71,12 +74,12 @@ class Web:
         looked = {name: self.look(name) for name in names}
         return {name: file for name, file in looked.items() if file is not None}
 
-    def _json(self, name: str) -> Any:
+    def _read_json(self, name: str, pick: Callable[[Any], T]) -> T:
         _, chunks = self.read(name, 0)
         try:
-            return json.loads(b"".join(chunks))
-        except ValueError as error:
-            raise ModelNotFound(f"{self.shown}/{name} is not JSON: {error}") from error
+            return pick(json.loads(b"".join(chunks)))
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ModelNotFound(f"{self.shown}/{name} is not what it should be: {error!r}") from error
 
     def _open(self, name: str, method: str, headers: dict[str, str] | None = None) -> Any:
         request = urllib.request.Request(f"{self.shown}/{name}{self._query}", method=method, headers=headers or {})
