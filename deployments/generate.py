@@ -133,7 +133,7 @@ def config(row: Facts) -> str:
     """A row -> its config.yaml, which Truss and `bei serve` read alike."""
     made = _bei(row) if row["name"].startswith("BEI-") else _tei(row)
     head = f"# Made by `make docs` from deployments.toml; do not edit. {row['model']}, for Truss and for `bei serve`.\n"
-    return head + yaml.safe_dump(made, sort_keys=True, allow_unicode=True, width=1000)
+    return f"{head}{yaml.safe_dump(made, sort_keys=True, allow_unicode=True, width=1000)}"
 
 
 def _common(row: Facts) -> Facts:

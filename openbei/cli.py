@@ -20,7 +20,7 @@ import orjson
 from click.core import ParameterSource
 
 from openbei.config import EngineConfig, ServerConfig
-from openbei.deployments_cli import ServeCommand, deployments
+from openbei.deployments_cli import DEPLOYMENT, BuildCommand, ServeCommand, deployments
 from openbei.errors import ConfigError, OpenBeiError
 from openbei.flags import ConfigCommand, Secret, config_options, pick
 
@@ -284,7 +284,7 @@ def info(ctx: click.Context, /, as_json: bool, **values: Any) -> None:
     click.echo(orjson.dumps(facts) if as_json else table(facts))
 
 
-@main.command(cls=ConfigCommand)
+@main.command(cls=BuildCommand)
 @click.argument("model", required=False)
 @click.option("-o", "--out", type=click.Path(file_okay=False), help="Folder of the artifact; in the store if not set")
 @click.option(
@@ -298,7 +298,8 @@ def build(ctx: click.Context, /, **values: Any) -> None:
     """Build MODEL into an artifact, a folder that bei serve starts from without a network, and print that folder.
 
     MODEL is a folder, a hub id (owner/name, or owner/name@revision), https://..., s3://..., gs://... or az://...; or an
-    artifact in one of these places, which is copied and verified. The same artifact is not built twice.
+    artifact in one of these places, which is copied and verified; or a deployment, whose config.yaml goes into the
+    artifact and is how it is served. The same artifact is not built twice.
     """
     _settle_model(ctx, values)
     config = EngineConfig(**pick(EngineConfig, values))
@@ -318,6 +319,7 @@ def build(ctx: click.Context, /, **values: Any) -> None:
         pooling=loading.pooling,
         token=Path(values["token_file"]).read_text().strip() if values["token_file"] else config.hf_token,
         cache_dir=loading.cache_dir,
+        deployment=ctx.meta[DEPLOYMENT].read_bytes() if DEPLOYMENT in ctx.meta else None,
     )
     progress = ByteProgress(sys.stderr.isatty() if values["progress"] is None else values["progress"])
 

@@ -1,7 +1,8 @@
 """A Truss config.yaml -> the arguments and variables that `bei serve` runs it with, and notes on what it does not do.
 
 Owns what the used keys come to, in both forms: trt_llm (BEI), and docker_server with a text-embeddings-router command.
-Reads one file; runs nothing, fetches nothing, and never touches models or sockets.
+A config.yaml in an artifact is of the weights beside it. Reads one file; runs nothing, fetches nothing, and never
+touches models or sockets.
 """
 
 import os
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from openbei.deployment_command import Start, read_clone, read_start, take
-from openbei.deployment_keys import STORES, Findings, Tree, check, shown
+from openbei.deployment_file import Tree, is_artifact, parse, shown
+from openbei.deployment_keys import STORES, Findings, check
 from openbei.errors import ConfigError
 
-FILE = "config.yaml"
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384  # batches that the engine forms by itself are no larger
 DEFAULT_NUM_TOKENS = {"encoder": 16384, "encoder_bert": 8192}
 SCHEMES = {"hf": "", "gcs": "gs://", "gs": "gs://", "s3": "s3://", "azure": "az://", "https": "https://"}
@@ -34,19 +35,25 @@ class Source:
 class Deployment:
     """One config.yaml, understood.
 
-    arguments: those of `bei serve`, which a person's own come after and so win over. environment: variables to set
-    before they are read. route: the path that its clients call first, None where the model decides.
+    settings: the arguments of `bei serve` but those that name the model. environment: variables to set before they are
+    read. route: the path that its clients call first, None where the model decides.
     """
 
     name: str
     path: Path
     source: Source
-    arguments: tuple[str, ...]
+    settings: tuple[str, ...]
     environment: dict[str, str]
     notes: tuple[str, ...]
     route: str | None
     accelerator: str | None
     description: str
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """All arguments of `bei serve`; a person's own come after, and so win."""
+        revision = () if self.source.revision is None else ("--revision", self.source.revision)
+        return ("--model-id", self.source.model_id, *revision, *self.settings)
 
 
 @dataclass(slots=True)
@@ -57,7 +64,7 @@ class _Draft:
     folder: Path
     on_cpu: bool
     findings: Findings
-    arguments: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     route: str | None = None
 
@@ -75,20 +82,12 @@ class _Draft:
     def set(self, flag: str, value: Any) -> None:
         """One more argument, if there is a value."""
         if value is not None:
-            self.arguments += [flag, str(value)]
-
-
-def file_of(model: str | None) -> Path | None:
-    """MODEL, as a person gives it -> its config.yaml, if it is that file or a folder that holds one."""
-    path = Path(model or "").expanduser()
-    if model and path.is_dir() and (path / FILE).is_file():
-        return path / FILE
-    return path if path.suffix in (".yaml", ".yml") and path.is_file() else None
+            self.settings += [flag, str(value)]
 
 
 def read(path: Path, *, on_cpu: bool) -> Deployment:
     """A config.yaml -> a Deployment for this kind of device. Raises ConfigError with all that is wrong at once."""
-    tree = _parse(path)
+    tree = parse(path)
     draft = _Draft(tree, path.parent, on_cpu, check(tree))
     source = Source("")
     if not draft.findings.errors:
@@ -96,52 +95,19 @@ def read(path: Path, *, on_cpu: bool) -> Deployment:
         source = _read_form(draft)
     if draft.findings.errors:
         raise ConfigError("\n  ".join([f"{path} cannot be served:", *draft.findings.errors]))
+    if is_artifact(path.parent):
+        source = Source(str(path.parent))
     return Deployment(
         name=path.resolve().parent.name,
         path=path,
         source=source,
-        arguments=tuple(draft.arguments),
+        settings=tuple(draft.settings),
         environment=draft.environment,
         notes=tuple(_notes(draft.findings)),
         route=draft.route,
         accelerator=draft.section("resources").get("accelerator"),
         description=tree.get("description") or "",
     )
-
-
-def _parse(path: Path) -> Tree:
-    import yaml  # takes 20 ms to import
-
-    if path.suffix == ".yml":
-        raise ConfigError(f"{path}: Truss reads only config.yaml; rename it")
-
-    text = path.read_bytes()
-    try:
-        _refuse_twice(yaml.compose(text, yaml.SafeLoader), path)
-        tree = _without_nulls(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must be a mapping, got {shown(tree)}")
-    return tree
-
-
-def _without_nulls(value: Any) -> Any:
-    """A key whose value is null is a key that is not there."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(child) for name, child in value.items() if child is not None}
-    return [_without_nulls(child) for child in value] if isinstance(value, list) else value
-
-
-def _refuse_twice(node: Any, path: Path) -> None:
-    """Raise ConfigError for a key that a mapping gives twice: YAML would quietly take the last."""
-    pairs = node.value if isinstance(getattr(node, "value", None), list) else []
-    names = [pair[0].value for pair in pairs if isinstance(pair, tuple)]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{path}: {name!r} is given twice in the mapping of line {node.start_mark.line + 1}")
-    for pair in pairs:
-        _refuse_twice(pair[1] if isinstance(pair, tuple) else pair, path)
 
 
 def _notes(findings: Findings) -> Iterator[str]:
@@ -194,7 +160,6 @@ def _read_bei(draft: _Draft) -> Source:
             draft.error(f"trt_llm.build.checkpoint_repository.{name} must be there")
             return Source("")
     source = _checkpoint(checkpoint, draft.folder)
-    _set_model(draft, source)
     _read_quantization(draft, build.get("quantization_type", "no_quant"))
     most = build.get("max_num_tokens", DEFAULT_NUM_TOKENS[kind])
     _set_tokens(draft, most, build.get("max_seq_len"))
@@ -234,11 +199,6 @@ def _set_tokens(draft: _Draft, most: int, longest: int | None) -> None:
         draft.set("--max-batch-tokens", most)
 
 
-def _set_model(draft: _Draft, source: Source) -> None:
-    draft.set("--model-id", source.model_id)
-    draft.set("--revision", source.revision)
-
-
 def _set_route(draft: _Draft, route: str | None) -> None:
     draft.route = route
     draft.set("--default-route", route)
@@ -259,13 +219,12 @@ def _read_tei(draft: _Draft) -> Source:
     source = _local_model(draft, start, given)
     if source is None:
         return Source("")
-    _set_model(draft, source)
     _read_batch_tokens(draft, given)
     if name := draft.tree.get("model_name"):
         draft.set("--served-model-name", name)
     _set_route(draft, docker.get("predict_endpoint"))
     draft.set("--port", docker.get("server_port"))
-    draft.arguments += given
+    draft.settings += given
     return source
 
 

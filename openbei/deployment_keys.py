@@ -4,12 +4,13 @@ Owns the table and the check of a file against it; what the used keys come to is
 Source: truss 0.18 (github.com/basetenlabs/truss, truss/base/truss_config.py and trt_llm_config.py).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
-Tree = Mapping[str, Any]
+from openbei.deployment_file import Tree, shown
+
 Effect = Literal["used", "idle", "warned", "refused"]
 
 ROUTES = ("/v1/embeddings", "/rerank", "/predict", "/predict_tokens")
@@ -234,12 +235,6 @@ def _check_entry(path: str, name: str, value: Any, findings: Findings) -> None:
         findings.remarks.append(f"{full}: {shown(value)} has no effect: {key.reason}")
     elif key.effect == "idle":
         findings.idle.append(full)
-
-
-def shown(value: Any) -> str:
-    """A value as a message may show it: short, on one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _join(path: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""`bei serve DEPLOYMENT`, and `bei deployments`: list, search and show the collection.
+"""`bei serve DEPLOYMENT`, `bei build DEPLOYMENT`, and `bei deployments`: list, search and show the collection.
 
 Owns how a config.yaml enters the command line: its variables are set, its arguments come before a person's own, so
 flag > file > environment > default. Never touches models or requests.
@@ -6,14 +6,16 @@ flag > file > environment > default. Never touches models or requests.
 
 import os
 from collections.abc import Iterator
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
+from click.core import ParameterSource
 
 from openbei.config import EngineConfig, ServerConfig
+from openbei.deployment_file import FILE, collection, file_of, is_artifact
 from openbei.engine.devices import gpu_number
 from openbei.errors import ConfigError, OpenBeiError
 from openbei.flags import ConfigCommand, pick
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 Values = dict[str, Any]
 
+DEPLOYMENT = "openbei.deployment"  # where a click context keeps the file that is built of
+
 
 class ServeCommand(ConfigCommand):
     """A command whose MODEL may be a deployment: the arguments of its config.yaml are read as if typed first."""
@@ -30,14 +34,15 @@ class ServeCommand(ConfigCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; where MODEL is a deployment, parse again behind what its file says."""
         rest = super().parse_args(ctx, list(args))
-        if ctx.params.get("model") is None:
-            return rest
-        from openbei.deployment import file_of, read  # 15 ms that a server of no deployment need not wait for
-
-        file = file_of(ctx.params["model"])
+        file = file_of(ctx.params.get("model"))
         if file is None:
             return rest
+        from openbei.deployment import read  # 15 ms that a server of no deployment need not wait for
+
+        typed = {name for name in ("model_id", "revision") if _is_typed(ctx, name)}
         deployment = read(file, on_cpu=gpu_number(ctx.params["device"]) is None)
+        if not typed:
+            deployment = of_store(deployment)
         os.environ.update(deployment.environment)
         for note in deployment.notes:
             click.echo(f"note: {file}: {note}", err=True)
@@ -50,11 +55,49 @@ class ServeCommand(ConfigCommand):
         return rest
 
 
-def collection() -> Path:
-    """The folder of ready deployments: beside the package in a checkout, within it where it is installed."""
-    package = Path(str(files("openbei")))
-    beside = package.parent / "deployments"
-    return beside if (package.parent / "pyproject.toml").is_file() else package / "deployments"
+class BuildCommand(ConfigCommand):
+    """A command whose MODEL may be a deployment: of its arguments, those that a build has too, as if typed first."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; where MODEL is a deployment, parse again behind what its file says, and keep the file for the build.
+
+        What is of a GPU is left to the machine that serves, which reads the same file.
+        """
+        rest = super().parse_args(ctx, list(args))
+        file = file_of(ctx.params.get("model"))
+        if file is None or is_artifact(file.parent):
+            return rest
+        from openbei.deployment import read
+
+        deployment = read(file, on_cpu=True)
+        os.environ.update(deployment.environment)
+        given = settings(ctx, deployment)
+        known = [f"--{name.replace('_', '-')}={given[name]}" for name in given if name in ctx.params]
+        ctx.params.clear()
+        rest = super().parse_args(ctx, [*known, *args])
+        ctx.params["model"] = None
+        ctx.meta[DEPLOYMENT] = file
+        return rest
+
+
+def _is_typed(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def of_store(deployment: "Deployment") -> "Deployment":
+    """A deployment -> the same, of the artifact that was last built of its very file, if the store holds one."""
+    from openbei.deployment import Source
+    from openbei.weights.manifest import sha256_of
+    from openbei.weights.store import list_store
+
+    digest = sha256_of(deployment.path)
+    facts = ((entry, entry.manifest.files.get(FILE)) for entry in list_store())
+    found = [entry for entry, fact in facts if fact is not None and fact.sha256 == digest]
+    if not found or is_artifact(deployment.path.parent):
+        return deployment
+    entry = max(found, key=lambda entry: entry.folder.stat().st_mtime)
+    note = f"the weights are those of {entry.folder}, built of this file at {entry.manifest.revision}"
+    return replace(deployment, source=Source(str(entry.folder)), notes=(note, *deployment.notes))
 
 
 def load(folder: Path, *, on_cpu: bool) -> "Iterator[Deployment]":
@@ -99,9 +142,9 @@ def search(folder: Path, words: tuple[str, ...], as_json: bool) -> None:
 @click.pass_context
 def show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show what NAME (of the collection, a folder or a config.yaml) comes to: its settings and its notes."""
-    from openbei.deployment import file_of, read
+    from openbei.deployment import read
 
-    file = file_of(name) or file_of(str(ctx.obj / name))
+    file = file_of(str(ctx.obj / name)) or file_of(name)
     if file is None:
         raise click.ClickException(f"{name} is no deployment: `bei deployments list` names those of {ctx.obj}")
     deployment = read(file, on_cpu=gpu_number("auto") is None)

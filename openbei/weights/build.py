@@ -21,6 +21,7 @@ from openbei.errors import ConfigError, ModelError
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
 from openbei.weights.manifest import (
+    DEPLOYMENT,
     NAME,
     FileFact,
     Manifest,
@@ -34,17 +35,9 @@ from openbei.weights.manifest import (
     write_manifest,
 )
 from openbei.weights.modules import PoolingChoice
+from openbei.weights.remote import Patience, hide_secrets
 from openbei.weights.repo import HubOptions, Source, is_of_model, locate
-from openbei.weights.source import (
-    Patience,
-    fetch,
-    hide_secrets,
-    is_url,
-    list_remote,
-    open_remote,
-    read_all,
-    state_of,
-)
+from openbei.weights.source import fetch, is_url, list_remote, open_remote, read_all, state_of
 from openbei.weights.source_hub import bring, is_hub_id, pin
 from openbei.weights.store import artifacts_folder, list_store, locked, store_folder
 from openbei.weights.tensors import read_tensors, read_torch_file, write_safetensors
@@ -78,6 +71,7 @@ class Wanted:
     """What to build. model: as for serve, or a URL. out: the artifact's folder; None puts it in the store.
 
     token: for the hub, or a web server. dtype, pooling: what serves the artifact where nothing else is said.
+    deployment: the config.yaml that is kept beside the model, and says how to serve it.
     """
 
     model: str | None
@@ -88,6 +82,7 @@ class Wanted:
     token: str | None = None
     cache_dir: Path | None = None
     patience: Patience = field(default_factory=Patience)
+    deployment: bytes | None = None
 
 
 class Built(NamedTuple):
@@ -117,6 +112,9 @@ def build(wanted: Wanted, examine: Examine, watch: Watch | None = None) -> Built
     watch = watch or Watch()
     watch.on_phase("pin", f"looking for {_shown(wanted.model)}")
     pinned = _pin(wanted, watch)
+    if pinned.given is not None:
+        given = replace(pinned.given, files=pinned.given.files | _deployed(wanted))
+        pinned = pinned._replace(given=given)
     lock = (wanted.out or artifacts_folder() / _recipe(wanted, pinned)).absolute()
     with locked(lock.with_name(f".{lock.name}.lock")):
         if (there := _there(wanted, pinned)) is not None:
@@ -146,7 +144,7 @@ def _build(wanted: Wanted, pinned: _Pinned, stage: Path, examine: Examine, watch
                 revision=pinned.revision,
                 dtype=wanted.dtype,
                 pooling=wanted.pooling,
-                files=files,
+                files=files | _deployed(wanted, stage),
             )
         watch.on_phase("try", "trying it")
         checkpoint = load(str(stage), LoadOptions(pooling=manifest.pooling))
@@ -192,12 +190,13 @@ def _is_same(manifest: Manifest, wanted: Wanted, pinned: _Pinned) -> bool:
     if pinned.given is not None:
         return manifest.id == pinned.given.id
     same = (manifest.source, manifest.revision) == (pinned.shown, pinned.revision)
-    asked = (wanted.dtype, wanted.pooling, version("openbei"))
-    return same and (manifest.dtype, manifest.pooling, manifest.openbei) == asked
+    asked = (wanted.dtype, wanted.pooling, version("openbei"), _deployed(wanted).get(DEPLOYMENT))
+    has = (manifest.dtype, manifest.pooling, manifest.openbei, manifest.files.get(DEPLOYMENT))
+    return same and has == asked
 
 
 def _recipe(wanted: Wanted, pinned: _Pinned) -> str:
-    text = f"{pinned.shown} {pinned.revision} {wanted.dtype} {wanted.pooling}"
+    text = f"{pinned.shown} {pinned.revision} {wanted.dtype} {wanted.pooling} {_deployed(wanted)}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -286,6 +285,16 @@ def _copy_file(path: Path, target: Path, on_bytes: OnBytes) -> FileFact:
     return FileFact(size, digest.hexdigest())
 
 
+def _deployed(wanted: Wanted, stage: Path | None = None) -> dict[str, FileFact]:
+    """The file of the deployment, if it is one that is built; written to stage."""
+    data = wanted.deployment
+    if data is None:
+        return {}
+    if stage is not None:
+        (stage / DEPLOYMENT).write_bytes(data)
+    return {DEPLOYMENT: FileFact(len(data), hashlib.sha256(data).hexdigest())}
+
+
 def _adopt(wanted: Wanted, source: Path, stage: Path, given: Manifest, on_bytes: OnBytes) -> Manifest:
     """An artifact -> a copy of it, every file as its manifest says."""
     if (wanted.dtype, wanted.pooling) not in (("auto", None), (given.dtype, given.pooling)):
@@ -294,6 +303,7 @@ def _adopt(wanted: Wanted, source: Path, stage: Path, given: Manifest, on_bytes:
     for name in given.files:
         if (source / name).exists():
             _copy_file(source / name, stage / name, on_bytes)
+    _deployed(wanted, stage)
     check_files(stage, given, full=True)
     return given
 

@@ -19,6 +19,7 @@ from openbei.errors import ModelError, WeightsError
 from openbei.model.spec import Output, Pooling
 
 NAME = "manifest.json"
+DEPLOYMENT = "config.yaml"  # of the deployment that an artifact was built of; bei serve reads it
 FORMAT = "openbei artifact 1"
 SMALL_BYTES = 32_000_000  # smaller files are hashed at every start: 0.03 s each at most
 _CHUNK_BYTES = 1 << 20

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from openbei.errors import ModelNotFound, WeightsError
 from openbei.weights.manifest import list_files, sha256_of
+from openbei.weights.remote import TRANSIENT, Patience, Transient, patiently
 from openbei.weights.repo import HubOptions, advice, locate
-from openbei.weights.source import TRANSIENT, Patience, Transient, patiently
 
 COMMIT = re.compile("[0-9a-f]{40}")
 _SHA256 = re.compile("[0-9a-f]{64}")

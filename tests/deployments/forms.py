@@ -68,6 +68,7 @@ def _old(facts: Tree) -> Tree:
 
 
 def write(folder: Path, tree: Tree | str) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
     return path

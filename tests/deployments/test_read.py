@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from openbei.deployment import Deployment, Source, file_of, read
+from openbei.deployment import Deployment, Source, read
+from openbei.deployment_file import file_of
 from openbei.errors import ConfigError
 from tests.deployments.forms import BEI, ROUTER, TEI, Tree, bei, row, tei, write
 

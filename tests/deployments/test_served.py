@@ -1,110 +1,28 @@
-"""Each deployment as `bei serve` runs it: its file, read by the command; its model, tiny and of true shape, fetched
-from a hub on loopback; a client's call of its route; the judge's numbers.
+"""Deployments as `bei serve` runs them where nothing was built: the oldest forms, what wins over what, and the READMEs'
+Python.
 """
 
-import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
-import numpy as np
 import pytest
-import yaml
 
-from openbei.cli import main
-from openbei.config import EngineConfig, ServerConfig
+from openbei import cli
 from openbei.engine.start import open_engine
-from openbei.flags import pick
-from openbei.server.app import create_app
-from tests.deployments.forms import BEI, COLLECTION, ROWS, TEI, bei, row, tei, write
+from openbei.weights.store import list_store, note_use
+from tests.deployments.forms import BEI, COLLECTION, TEI, bei, row, tei, write
+from tests.deployments.settings import clean, configs  # noqa: F401 - a fixture
+from tests.deployments.test_built import BODIES, check_numbers, seed_of
 from tests.seeds.folder import Judge
 from tests.seeds.rows import SEEDS
 from tests.server.live import running
 from tests.server.wire import Wire
-from tests.weights.hub import Hub, serving
+from tests.weights.hub import SHA, Hub, serving
 
-TEXTS = ["the red fox", "the fox on the red fox"]
-QUERY = "the fox"
-FIELDS = (*EngineConfig.__dataclass_fields__, *ServerConfig.__dataclass_fields__)
-
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the caller counts, and none that a file sets outlives its test."""
-    for name in (*FIELDS, "hf_api_token", "hf_hub_offline"):
-        monkeypatch.setenv(name.upper(), "x")
-        monkeypatch.delenv(name.upper())
-
-
-def configs(path: Path, *args: str) -> tuple[EngineConfig, ServerConfig]:
-    """`bei serve PATH ARGS` -> what it would serve by."""
-    serve = main.commands["serve"]
-    with serve.make_context("serve", [str(path), *args], parent=click.Context(main)) as context:
-        values = context.params
-    return EngineConfig(**pick(EngineConfig, values)), ServerConfig(**pick(ServerConfig, values))
-
-
-def served(name: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Judge, Hub]:
-    """Serve the file at `path` from an empty cache, call its route, compare with the judge."""
-    seed = SEEDS[row(name)["model"].partition("/")[2].removeprefix("example-")]
-    repo = tmp_path / "repo"
-    judge = Judge(seed, repo)
-    with serving(Hub({row(name)["model"]: repo})) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        cache = ("--huggingface-hub-cache", str(tmp_path / "cache"))
-        engine_config, server_config = configs(path, "--dtype", "float32", "--device", "cpu", *cache)
-        assert engine_config.model_id == row(name)["model"]
-        assert server_config.port == 7997
-        with open_engine(engine_config) as engine:
-            assert engine.info.served_model_name == f"{name}-truss-example"
-            assert engine.info.max_input_length == seed.limit
-            wire = Wire(engine)  # type: ignore[arg-type]
-            wire.app = create_app(engine, server_config)
-            {"embed": _embeds, "rerank": _reranks}.get(seed.task, _predicts)(wire, judge)
-            _answers_the_readme(wire, name, engine_config.model_id or "")
-    return judge, hub
-
-
-def _answers_the_readme(wire: Wire, name: str, model: str) -> None:
-    """The curl command of the README, and the example that feeds the playground."""
-    readme = (COLLECTION / name / "README.md").read_text()
-    path, body = re.findall(r"^curl http://localhost:7997(\S+) .*\n  -d '(.*)'$", readme, re.M)[0]
-    assert f"https://huggingface.co/{model}" in readme
-    tree = yaml.safe_load((COLLECTION / name / "config.yaml").read_text())
-    for sent in (json.loads(body), tree["model_metadata"]["example_model_input"]):
-        answer = wire.post(path, sent)
-        assert answer.status_code == 200, answer.text
-
-
-def _embeds(wire: Wire, judge: Judge) -> None:
-    body = wire.post("/v1/embeddings", {"input": TEXTS, "model": "model"}).json()
-    want = np.stack([judge.vector(text) for text in TEXTS])
-    want /= np.linalg.norm(want, axis=1, keepdims=True)
-    assert np.abs(np.array([one["embedding"] for one in body["data"]]) - want).max() <= 1e-5
-
-
-def _reranks(wire: Wire, judge: Judge) -> None:
-    want = np.array([judge.logits(QUERY, text)[0] for text in TEXTS])
-    body = wire.post("/rerank", {"query": QUERY, "texts": TEXTS, "raw_scores": True}).json()
-    assert [one["index"] for one in body] == list(np.argsort(-want))
-    assert np.abs(np.array([one["score"] for one in body]) + np.sort(-want)).max() <= 1e-4
-
-
-def _predicts(wire: Wire, judge: Judge) -> None:
-    body = wire.post("/predict", {"inputs": [[text] for text in TEXTS], "raw_scores": True}).json()
-    for answer, text in zip(body, TEXTS, strict=True):
-        assert np.abs(np.array([one["score"] for one in answer]) + np.sort(-judge.logits(text))).max() <= 1e-4
-
-
-@pytest.mark.parametrize("name", [row["name"] for row in ROWS])
-def test_every_deployment_answers_as_its_model_does(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    served(name, COLLECTION / name, tmp_path, monkeypatch)
-    assert "no effect here:" in capsys.readouterr().err
-
+pytestmark = pytest.mark.usefixtures("clean")
 
 PYTHON = {  # a deployment of each task, and what its README's two programs print
     "TEI-sentence-transformers-all-minilm-l6-v2-embedding": r"2 vectors of 48 numbers\n2 vectors\n",
@@ -137,8 +55,17 @@ def test_the_python_of_the_readmes_runs(
 
 @pytest.mark.parametrize("name", ["BEI-baai-bge-reranker-large", "TEI-nomic-ai-nomic-embed-text-v1.5"])
 def test_the_oldest_forms_run_unmodified(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = bei(name) if name in BEI else tei(name)
-    served(name, write(tmp_path, made), tmp_path, monkeypatch)
+    """From an empty cache and a hub."""
+    path = write(tmp_path, bei(name) if name in BEI else tei(name))
+    seed = seed_of(name)
+    judge = Judge(seed, tmp_path / "repo")
+    with serving(Hub({row(name)["model"]: tmp_path / "repo"})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        cache = ("--huggingface-hub-cache", str(tmp_path / "cache"))
+        config, _ = configs(path, "--dtype", "float32", "--device", "cpu", *cache)
+        with open_engine(config) as engine:
+            wire = Wire(engine)  # type: ignore[arg-type]
+            check_numbers(seed, judge, lambda path: wire.post(path, BODIES[path]).json())
 
 
 def test_a_person_s_flag_wins_over_the_file_and_the_file_over_the_environment(
@@ -152,3 +79,30 @@ def test_a_person_s_flag_wins_over_the_file_and_the_file_over_the_environment(
     assert (engine.pooling, engine.max_client_batch_size) == ("mean", 128)
     assert (engine.max_concurrent_requests, engine.model_id) == (3, "own/model")
     assert (server.port, server.payload_limit) == (7997, 5)
+
+
+def test_what_was_built_of_a_file_is_what_the_file_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The store's, last built, of these very bytes; unless a person names another model."""
+    name = "BEI-baai-bge-large-en-v1.5-embedding"
+    Judge(seed_of(name), tmp_path / "repo")
+    path, changed = write(tmp_path / "a", bei(name)), write(tmp_path / "b", bei(name, max_num_tokens=99))
+    assert configs(path)[0].model_id == row(name)["model"]
+    cache = ("--huggingface-hub-cache", str(tmp_path / "cache"))
+    with serving(Hub({row(name)["model"]: tmp_path / "repo"})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        for flags in ((), ("--dtype", "float32"), ("--revision", "v1", "--pooling", "mean")):
+            cli.main.main(["build", str(path.parent), *flags, *cache], standalone_mode=False)
+    last = Path(capsys.readouterr().out.splitlines()[-1])
+    entry = next(entry for entry in list_store() if entry.folder == last)
+    assert (entry.manifest.revision, entry.manifest.pooling, len(list_store())) == (SHA, "mean", 3)
+    for folder in {entry.folder for entry in list_store()} - {last}:
+        os.utime(folder, ns=(1, 1))  # as if they were built before the tick of this file system's clock
+        note_use(folder)
+    config, _ = configs(path)
+    assert (config.model_id, config.revision, config.max_input_length) == (str(last), None, 16384)
+    assert f"the weights are those of {last}, built of this file at {SHA}" in capsys.readouterr().err
+    assert configs(path, "--model-id", "own/model")[0].model_id == "own/model"
+    assert configs(path, "--revision", "v2")[0].model_id == row(name)["model"]
+    assert configs(changed)[0].model_id == row(name)["model"]

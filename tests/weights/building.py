@@ -13,7 +13,7 @@ from pathlib import Path
 from openbei.weights.build import Built, Examined, Phase, Wanted, Watch, build
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.manifest import Probe
-from openbei.weights.source import Patience
+from openbei.weights.remote import Patience
 
 AT_ONCE = Patience((0, 0), timeout_s=0.3)
 PHASES: tuple[Phase, ...] = ("pin", "fetch", "copy", "try", "write", "name")
