@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset15 as op
 
 from openbei.model import transformer
 from openbei.model.ops import Attention, NormSpec
+from openbei.model.ops.runtime import op, ov
 from openbei.model.positions import alibi_slopes, cos_sin, visible
 from openbei.model.spec import (
     Activation,
