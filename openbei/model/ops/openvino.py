@@ -38,6 +38,7 @@ COARSEST = 32
 MASKED = np.float32(-1e30)
 FIRST_AXIS = np.int64(0)
 START = np.array([0])
+PACKING = threading.Lock()
 
 ACTIVATIONS = {
     "gelu": lambda x: op.gelu(x, "ERF"),
@@ -222,20 +223,19 @@ class CompiledModel:
         self._model = model  # the graph shares its weights
         self.per_token = model.is_by_token(output)
         self._packed: set[tuple[int, bool]] = set()
-        self._packing = threading.Lock()
         graph = ov.Model([op.result(result)], list(ops.inputs.values()))
         self._compiled = ov.Core().compile_model(graph, "CPU", _properties(options))
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Batch -> what was compiled: vectors (B, embedding_dim), labels (B, L) or (T, L), or another row a token.
 
-        The first run of each size is alone among first runs. OpenVINO packs weights then, into a store that all streams
+        The first run of each size is alone among first runs of all graphs. OpenVINO packs weights then, into a store that all streams
         share; where two streams did so at once, one of them kept wrong weights for good (docs/log.md).
         """
         size = _round_up(batch.num_tokens), len(batch.lengths) == 1
         if size in self._packed:
             return self._infer(batch)
-        with self._packing:
+        with PACKING:
             answer = self._infer(batch)
             self._packed.add(size)
         return answer
