@@ -138,9 +138,10 @@ def _serve_here(engine_config: EngineConfig, config: ServerConfig, started_s: fl
     checkpoint = _load(engine_config)
 
     from openbei.describe import served_facts
-    from openbei.engine.start import start
+    from openbei.engine.start import import_backend, start
 
-    # Importing the web framework takes as long as a tenth of a start; meanwhile OpenVINO compiles.
+    import_backend(engine_config.device)
+    # Importing the web framework takes a fifth of a start; meanwhile OpenVINO compiles, which it was imported for.
     for name in ("serve",) if config.grpc_port is None else ("serve", "grpc"):
         threading.Thread(target=import_module, args=(f"openbei.server.{name}",)).start()
     with start(checkpoint, engine_config) as engine:

@@ -6,7 +6,6 @@ flag > file > environment > default. Never touches models or requests.
 
 import os
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ class ServeCommand(ConfigCommand):
 
 def collection() -> Path:
     """The folder of ready deployments: beside the package in a checkout, within it where it is installed."""
-    package = Path(str(files("openbei")))
+    package = Path(__file__).parent
     beside = package.parent / "deployments"
     return beside if (package.parent / "pyproject.toml").is_file() else package / "deployments"
 

@@ -5,9 +5,10 @@ Owns the order of start-up; never touches requests.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from openbei.config import EngineConfig, PoolingFlag
+from openbei.config import DType, EngineConfig, PoolingFlag
 from openbei.engine.core import Clock, LocalCore
 from openbei.engine.devices import gpu_number
 from openbei.engine.engine import Engine
@@ -15,6 +16,7 @@ from openbei.engine.executor import Executor
 from openbei.engine.metrics import Metrics
 from openbei.engine.probe import check_outputs
 from openbei.engine.settle import Served, activation_of, default_prompt, describe, kind_of, limited
+from openbei.model.spec import Model
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
 from openbei.weights.modules import PoolingChoice
@@ -82,16 +84,22 @@ def make_executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
 
 
 def _executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
-    number, dtype = gpu_number(config.device), config.dtype
+    dtype = config.dtype
     if dtype == "auto" and checkpoint.artifact is not None:
         dtype = checkpoint.artifact.dtype
-    if number is None:
-        from openbei.engine.cpu import CpuExecutor  # each imports a library that the other does without
+    return import_backend(config.device)(checkpoint.model, dtype)
 
-        return CpuExecutor(checkpoint.model, dtype)
+
+def import_backend(device: str) -> Callable[[Model, DType], Executor]:
+    """--device -> what makes an executor of a model there; each imports a library that the other does without."""
+    number = gpu_number(device)
+    if number is None:
+        from openbei.engine.cpu import CpuExecutor
+
+        return CpuExecutor
     from openbei.engine.cuda import on_gpu
 
-    return on_gpu(checkpoint.model, dtype, number)
+    return partial(on_gpu, number=number)
 
 
 def load_options(config: EngineConfig) -> LoadOptions:
