@@ -229,8 +229,8 @@ class CompiledModel:
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Batch -> what was compiled: vectors (B, embedding_dim), labels (B, L) or (T, L), or another row a token.
 
-        The first run of each size is alone among first runs of all graphs. OpenVINO packs weights then, into a store that all streams
-        share; where two streams did so at once, one of them kept wrong weights for good (docs/log.md).
+        The first run of each size is alone among first runs of all graphs. OpenVINO packs weights then, into a store
+        that streams share; where two streams did so at once, one of them kept wrong weights for good (docs/log.md).
         """
         size = _round_up(batch.num_tokens), len(batch.lengths) == 1
         if size in self._packed:
