@@ -22,6 +22,7 @@ import numpy as np
 from peers import Way
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "true"}
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a package is compiled once, where it is installed, not at each start
 PACKAGES = ("openbei", "openvino", "torch", "sentence-transformers", "onnxruntime")
 
 

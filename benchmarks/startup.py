@@ -5,8 +5,10 @@
 openbei: `bei serve` is started as a person would, and the same request is tried every 5 ms until it is answered right
 over HTTP. sentence-transformers: a new Python that imports it, loads the same model and encodes the same text, until it
 prints the vector. The answer is right if its cosine with sentence-transformers' is above 0.999. In turn, after one
-round that is not counted, so files come from the page cache for both. Medians; the ratio is the median over rounds.
-Memory is read one second later: VmRSS counts shared pages whole (a memory-mapped model file among them), PSS by share.
+round that is not counted, so files come from the page cache and Python's modules are compiled for both. Medians; the
+ratio is the median over rounds. CPU is that of all threads of the process up to the answer: it moves less than the
+seconds do where other programs run. Memory is read one second later: VmRSS counts shared pages whole (a memory-mapped
+model file among them), PSS by share.
 
 It does not mean: a first start after boot, a fetch from a hub, or memory under load, which grows with the batches.
 """
@@ -21,11 +23,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import frontends
 import harness
 import http_load
 import numpy as np
 
 TEXT = "The sky is blue because air scatters short waves more."
+MEASURED = ("cpu_s", "rss_mb", "pss_mb")
 SCRIPT = """
 import json, sys
 from sentence_transformers import SentenceTransformer
@@ -37,9 +41,10 @@ sys.stdin.read()
 
 @dataclass(frozen=True)
 class Start:
-    """seconds to the vector; memory of the process at rest, MB of 10^6 bytes."""
+    """seconds and CPU seconds to the vector; memory of the process at rest, MB of 10^6 bytes."""
 
     seconds: float
+    cpu_s: float
     vector: np.ndarray
     rss_mb: float
     pss_mb: float
@@ -51,7 +56,7 @@ def openbei(folder: Path) -> Start:
     process = http_load.spawn(folder, port)
     try:
         vector = http_load.first_answer(process, port, TEXT)
-        return _at_rest(process, time.perf_counter() - started, vector)
+        return _at_rest(process, started, vector)
     finally:
         process.terminate()
         process.wait(30)
@@ -64,14 +69,14 @@ def sentence_transformers(folder: Path) -> Start:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        return _at_rest(process, time.perf_counter() - started, np.array(json.loads(line), np.float32))
+        return _at_rest(process, started, np.array(json.loads(line), np.float32))
 
 
-def _at_rest(process: subprocess.Popen[bytes], seconds: float, vector: np.ndarray) -> Start:
+def _at_rest(process: subprocess.Popen[bytes], started: float, vector: np.ndarray) -> Start:
+    seconds, cpu_s = time.perf_counter() - started, frontends.cpu_s(process.pid)
     time.sleep(1)
-    return Start(
-        seconds, vector, _megabytes(process.pid, "status", "VmRSS"), _megabytes(process.pid, "smaps_rollup", "Pss")
-    )
+    rss, pss = _megabytes(process.pid, "status", "VmRSS"), _megabytes(process.pid, "smaps_rollup", "Pss")
+    return Start(seconds, cpu_s, vector, rss, pss)
 
 
 def _megabytes(pid: int, file: str, name: str) -> float:
@@ -93,10 +98,12 @@ def summarise(starts: dict[str, list[Start]]) -> tuple[list[dict[str, str]], dic
         cosine = harness.least_cosine(*(np.stack([start.vector for start in side]) for side in (taken, reference)))
         if cosine <= 0.999:
             sys.exit(f"{name} answers another vector: cosine {cosine}")
-        rss, pss = (statistics.median(getattr(start, key) for start in taken) for key in ("rss_mb", "pss_mb"))
+        cpu_s, rss, pss = (statistics.median(getattr(start, key) for start in taken) for key in MEASURED)
         rows.append({"": name, "first vector": f"{seconds:.2f} s", "times as fast": f"{ratio:.2f}"})
+        rows[-1]["CPU"] = f"{cpu_s:.2f} s"
         rows[-1] |= {"VmRSS": f"{rss:.0f} MB", "PSS": f"{pss:.0f} MB", "cosine": f"{cosine:.6f}"}
-        result[name] = {"first_vector_s": seconds, "ratio": ratio, "rss_mb": rss, "pss_mb": pss, "cosine": cosine}
+        result[name] = {"first_vector_s": seconds, "ratio": ratio, "cosine": cosine}
+        result[name] |= dict(zip(MEASURED, (cpu_s, rss, pss), strict=True))
     return rows, result
 
 

@@ -5,11 +5,12 @@
     python benchmarks/startup_artifact.py --artifact DIR
 
 `bei build` makes the artifact, then each start is a new Python that does what `bei serve` does up to the first vector,
-and says the seconds of each part: importing; reading, which maps the weights and hashes the small files; starting,
-which compiles and runs the self-check, and reads the tokenizer; the first text. Cold: the artifact's files are dropped
+and says the seconds of each part: importing, OpenVINO too; reading, which maps the weights and hashes the small files;
+compiling the graph for all cores, with two warm-up runs and the self-check; the tokenizer and the threads; the first
+text, beside which the graph for streams is compiled. CPU is that of all of it. Cold: the artifact's files are dropped
 from the page cache before (those of Python and OpenVINO are not). Warm: nothing is. Second: another replica runs
-meanwhile, idle. Medians over rounds. Memory is PSS at rest: what a process has alone, and its share of what several
-map. Of two replicas: the sum.
+meanwhile, idle. Medians over rounds. Memory is PSS at rest, both graphs compiled: what a process has alone, and its
+share of what several map. Of two replicas: the sum, which without any sharing were twice that of one.
 
 It does not mean: HTTP (startup.py), a fetch, the first start after boot, or memory under load.
 """
@@ -29,35 +30,45 @@ import harness
 import numpy as np
 from startup import _megabytes
 
-PARTS = ("import", "read", "start", "first")
+PARTS = ("import", "read", "compile", "tokenizer", "first")
 SCRIPT = """
-import json, sys, time
+import gc, json, sys, threading, time
+gc.disable()  # as bei serve
 begun = time.perf_counter()
 from openbei.config import EngineConfig
 from openbei.engine.request import Request
-from openbei.engine.start import load_options, start
+from openbei.engine.start import import_backend, load_options, make_executor, start_engine
 from openbei.weights.load import load
-imported = time.perf_counter()
 config = EngineConfig(model_id=sys.argv[1], device="cpu")
+import_backend(config.device)
+times = [begun, time.perf_counter()]
 checkpoint = load(sys.argv[1], load_options(config))
-read = time.perf_counter()
-with start(checkpoint, config) as engine:
-    started = time.perf_counter()
+times.append(time.perf_counter())
+executor = make_executor(checkpoint, config)
+times.append(time.perf_counter())
+with start_engine(checkpoint, config, lambda: executor) as engine:
+    times.append(time.perf_counter())
     engine.submit(Request(inputs=["The sky is blue because air scatters short waves more."])).result()
-    first = time.perf_counter()
-    print(json.dumps([imported - begun, read - imported, started - read, first - started]), flush=True)
+    times.append(time.perf_counter())
+    print(json.dumps([*(end - begin for begin, end in zip(times, times[1:])), time.process_time()]), flush=True)
+    for thread in threading.enumerate():
+        if thread.name.startswith("compile"):
+            thread.join()
+    print("at rest", flush=True)
     sys.stdin.read()
 """
 
 
 class Replica:
-    """A process at rest after its first vector. seconds: of each part."""
+    """A process at rest after its first vector. seconds: of each part, and of the CPU."""
 
     def __init__(self, folder: Path) -> None:
         command = [sys.executable, "-c", SCRIPT, str(folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # as bei serve
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         assert self._process.stdout is not None
-        self.seconds = dict(zip(PARTS, json.loads(self._process.stdout.readline()), strict=True))
+        self.seconds = dict(zip((*PARTS, "cpu"), json.loads(self._process.stdout.readline()), strict=True))
+        assert self._process.stdout.readline()
 
     @property
     def pss_mb(self) -> float:
@@ -140,7 +151,7 @@ def summarise(rounds: list[dict[str, dict[str, float]]]) -> tuple[list[dict[str,
     for way in rounds[0]:
         medians = {name: statistics.median(one[way][name] for one in rounds) for name in rounds[0][way]}
         medians["total"] = statistics.median(sum(one[way][part] for part in PARTS) for one in rounds)
-        rows.append({"": way} | {part: f"{medians[part]:.2f} s" for part in (*PARTS, "total")})
+        rows.append({"": way} | {part: f"{medians[part]:.2f} s" for part in (*PARTS, "total", "cpu")})
         rows[-1]["PSS of all"] = f"{medians['pss_mb']:.0f} MB" if "pss_mb" in medians else "-"
         result[way] = medians
     return rows, result

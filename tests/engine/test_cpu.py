@@ -1,6 +1,7 @@
 """The CPU's precision, its cores, and what is compiled when."""
 
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -63,23 +64,46 @@ def test_what_a_model_is_for_is_compiled_at_start_and_the_rest_once_when_asked_f
     monkeypatch: pytest.MonkeyPatch, model: Model, own: str
 ) -> None:
     compiled: list[tuple[str, int]] = []
+    may_go = threading.Event()
 
     def compile_model(_: Model, options: cpu.CompileOptions, output: str) -> SimpleNamespace:
+        if options.num_streams == 2:
+            assert may_go.wait(20)
         compiled.append((output, options.num_streams))
         return SimpleNamespace(run=lambda _: np.float32([[options.num_streams]]))
 
     monkeypatch.setattr(cpu, "compile_model", compile_model)
     monkeypatch.setattr(cpu, "count_cores", lambda: 2)
     executor = CpuExecutor(model, "float32")
-    assert compiled == [(own, 2), (own, 1)]
+    assert compiled == [(own, 1)]
     batch = pack(SPEC, [[1, 2]])
-    with ThreadPoolExecutor(4) as threads:
-        rows = list(threads.map(lambda alone: executor.run(batch, "states", alone), [True, False] * 4))
-    assert [int(row[0, 0]) for row in rows] == [1, 2] * 4
-    assert compiled[2:] == [("states", 2), ("states", 1)]
-    executor.run(batch, own, alone=False)
-    executor._graphs_of("states")  # as a thread does that waited for another's compilation
-    assert len(compiled) == 4
+
+    def run(output: str) -> list[int]:
+        with ThreadPoolExecutor(4) as threads:
+            rows = threads.map(lambda alone: executor.run(batch, output, alone), [True, False] * 4)
+            return [int(row[0, 0]) for row in rows]
+
+    assert run(own) == run("states") == [1] * 8
+    may_go.set()
+    for output in (own, "states"):
+        wait([executor._graphs_of(output).streams])
+        assert run(output) == [1, 2] * 4
+    assert compiled[:2] == [(own, 1), ("states", 1)]
+    assert sorted(compiled[2:]) == sorted([(own, 2), ("states", 2)])
+
+
+def test_streams_that_cannot_be_compiled_fail_the_batch_that_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_model(_: Model, options: cpu.CompileOptions, output: str) -> SimpleNamespace:
+        if options.num_streams == 2:
+            raise MemoryError(output)
+        return SimpleNamespace(run=lambda _: np.float32([[1]]))
+
+    monkeypatch.setattr(cpu, "compile_model", compile_model)
+    monkeypatch.setattr(cpu, "count_cores", lambda: 2)
+    executor = CpuExecutor(MODEL, "float32")
+    wait([executor._graphs_of("vectors").streams])
+    with pytest.raises(MemoryError, match="vectors"):
+        executor.run(pack(SPEC, [[1, 2]]), "vectors", alone=False)
 
 
 def test_a_large_model_is_compiled_once_for_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:

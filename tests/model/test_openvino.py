@@ -18,8 +18,9 @@ from tests.engine.fakes import SPEC
 
 
 def test_first_runs_of_a_size_never_overlap_and_later_ones_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = object.__new__(CompiledModel)
-    graph._packed, graph._packing = set(), threading.Lock()
+    graphs = object.__new__(CompiledModel), object.__new__(CompiledModel)
+    for graph in graphs:
+        graph._packed = set()
     running, overlaps, met = [], [], set()
     together = threading.Barrier(2, timeout=20)
 
@@ -35,13 +36,14 @@ def test_first_runs_of_a_size_never_overlap_and_later_ones_may(monkeypatch: pyte
         if first:
             running.remove(size)
 
-    monkeypatch.setattr(graph, "_infer", infer)
+    monkeypatch.setattr(CompiledModel, "_infer", lambda _, batch: infer(batch))
     batches = [pack(SPEC, [[1] * 4] * count) for count in (2, 8, 16, 32)]
+    runs = [graph.run for graph in graphs * 2]
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(graph.run, batches))
+        list(threads.map(lambda run, batch: run(batch), runs, batches))
         assert overlaps == [0] * 4
-        list(threads.map(graph.run, batches[:2]))
-    assert len(graph._packed) == 4
+        list(threads.map(lambda run, batch: run(batch), runs[:2], batches[:2]))
+    assert [len(graph._packed) for graph in graphs] == [2, 2]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

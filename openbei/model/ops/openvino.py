@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import openvino as ov
-from openvino import opset15 as op
 
 from openbei.model.ops import Attention, NormSpec
 from openbei.model.ops.openvino_batch import INPUTS, MASKED
+from openbei.model.ops.runtime import op, ov
 from openbei.model.positions import alibi_slopes
 from openbei.model.spec import Activation, Array, Embedding, Linear, ModelSpec, Norm, Pooling
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset15 as op
 
 from openbei.model import transformer
 from openbei.model.ops.openvino import OpenVinoOps
 from openbei.model.ops.openvino_batch import inputs_of, round_up
+from openbei.model.ops.runtime import op, ov
 from openbei.model.spec import Batch, Model, Output
+
+PACKING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +38,19 @@ class CompiledModel:
         self._model = model  # the graph shares its weights
         self.per_token = model.is_by_token(output)
         self._packed: set[tuple[int, bool]] = set()
-        self._packing = threading.Lock()
         graph = ov.Model([op.result(result)], list(ops.inputs.values()))
         self._compiled = ov.Core().compile_model(graph, "CPU", _properties(options))
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Batch -> what was compiled: vectors (B, embedding_dim), labels (B, L) or (T, L), or another row a token.
 
-        The first run of each size is alone among first runs. OpenVINO packs weights then, into a store that all streams
-        share; where two streams did so at once, one of them kept wrong weights for good (docs/log.md).
+        The first run of each size is alone among first runs of all graphs. OpenVINO packs weights then, into a store
+        that streams share; where two streams did so at once, one of them kept wrong weights for good (docs/log.md).
         """
         size = round_up(batch.num_tokens), len(batch.lengths) == 1
         if size in self._packed:
             return self._infer(batch)
-        with self._packing:
+        with PACKING:
             answer = self._infer(batch)
             self._packed.add(size)
         return answer
