@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -48,6 +49,26 @@ def test_it_answers_and_drains(server: Server) -> None:
         wait_until(lambda: requests_begun(server.url) == 17)
         assert server.stop() == (0, "")
         assert [len(one.result().embeddings) for one in waiting] == [384] * 16
+
+
+def test_streams_wait_for_room_that_all_processes_share() -> None:
+    """Twelve streams on as many connections; each frontend has room for two texts, and so has the engine process."""
+    options = LAYOUTS["frontends"]
+    running = Server("--dtype", "float32", "--grpc-port", "0", "--max-concurrent-requests", "2", *options)
+    apart = [("grpc.use_local_subchannel_pool", 1)]
+    try:
+        with ExitStack() as stack:
+            channels = [stack.enter_context(grpc.insecure_channel(address(running), apart)) for _ in range(12)]
+            messages = [pb.EmbedRequest(inputs=f"hello {i}") for i in range(20)]
+            streams = [stubs().EmbedStub(channel).EmbedStream(iter(messages)) for channel in channels]
+            answers = [np.array([one.embeddings for one in stream]) for stream in streams]
+        for rows in answers:
+            np.testing.assert_allclose(rows, answers[0], rtol=0, atol=1e-5)
+        assert answers[0].shape == (20, 384)
+        assert running.stop() == (0, "")
+    finally:
+        running.process.kill()
+        running.process.communicate()
 
 
 def requests_begun(url: str) -> int:
