@@ -17,9 +17,9 @@ from grpc_reflection.v1alpha.reflection import aio as aio_reflection
 from openbei.engine.request import Result
 from openbei.errors import ConfigError, MalformedBody
 from openbei.server import grpc_health as health
-from openbei.server.answers import cost
-from openbei.server.grpc_calls import Answering, Call, Context, Shared, in_order
+from openbei.server.grpc_calls import Answering, Context, Shared, in_order
 from openbei.server.grpc_rpcs import RPCS, Rpc, rerank_stream
+from openbei.server.trace import Spans
 from openbei.wire import tei_pb2 as pb
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ SERVICES = (
 class GrpcServer:
     """Serves an engine over gRPC from start to stop, all in one running event loop. port: where it listens.
 
-    Raises ConfigError if the address cannot be listened on.
+    spans: as Shared has it. Raises ConfigError if the address cannot be listened on.
     """
 
-    def __init__(self, engine: "Engine", config: "ServerConfig") -> None:
-        self._shared = Shared(engine, config)
+    def __init__(self, engine: "Engine", config: "ServerConfig", spans: Spans | None = None) -> None:
+        self._shared = Shared(engine, config, spans)
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", config.payload_limit),
@@ -87,7 +87,7 @@ def unary(shared: Shared, rpc: Rpc) -> Callable[[bytes, Context], Awaitable[byte
             message = parse(data)
             result = await (await rpc.begin(call, message))
             if isinstance(result, Result):
-                await context.send_initial_metadata(headers(call, result))
+                await context.send_initial_metadata(call.told(result))
             return rpc.answer(call, message, result)
 
     return handler
@@ -103,6 +103,8 @@ def stream(shared: Shared, rpc: Rpc) -> Callable[[AsyncIterable[bytes], Context]
             aclosing(in_order(call, (parse(data) async for data in messages), rpc.begin)) as answered,
         ):
             async for message, result in answered:
+                if isinstance(result, Result):
+                    call.count(result)
                 await context.write(rpc.answer(call, message, result))
 
     return handler
@@ -115,7 +117,7 @@ def client_stream(shared: Shared) -> Callable[[AsyncIterable[bytes], Context], A
     async def handler(messages: AsyncIterable[bytes], context: Context) -> bytes:
         async with Answering(shared, "Rerank/RerankStream", context, True) as call:
             answer, result = await rerank_stream(call, (parse(data) async for data in messages))
-            await context.send_initial_metadata(headers(call, result))
+            await context.send_initial_metadata(call.told(result))
             return answer
 
     return handler
@@ -133,11 +135,6 @@ def parser(service: str, name: str) -> Callable[[bytes], Any]:
             raise MalformedBody(f"the message is no {method.input_type.full_name}") from None
 
     return parse
-
-
-def headers(call: Call, result: Result) -> tuple[tuple[str, str], ...]:
-    """What an answer cost, as over HTTP."""
-    return tuple(cost(call.engine, call.arrived_s, result).items())
 
 
 def reflection() -> list[Any]:
