@@ -103,7 +103,7 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
         from openbei.server.trace import check
 
         check(config)
-    config = _with_grpc_port(config)
+    config = _with_grpc(config)
     _note_artifact(engine_config.model_id, values["verify"])
     if config.frontends:
         _serve_processes(engine_config, config, started_s)
@@ -111,8 +111,8 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
         _serve_here(engine_config, config, started_s)
 
 
-def _with_grpc_port(config: ServerConfig) -> ServerConfig:
-    if config.grpc_port is None:
+def _with_grpc(config: ServerConfig) -> ServerConfig:
+    if not config.has_grpc:
         return config
     from openbei.server.listen import settled
 
@@ -142,7 +142,7 @@ def _serve_here(engine_config: EngineConfig, config: ServerConfig, started_s: fl
 
     import_backend(engine_config.device)
     # Importing the web framework takes a fifth of a start; meanwhile OpenVINO compiles, which it was imported for.
-    for name in ("serve",) if config.grpc_port is None else ("serve", "grpc"):
+    for name in ("serve", "grpc") if config.has_grpc else ("serve",):
         threading.Thread(target=import_module, args=(f"openbei.server.{name}",)).start()
     with start(checkpoint, engine_config) as engine:
         from openbei.server.serve import serve as serve_engine
@@ -173,8 +173,10 @@ def _print_ready(url: str, facts: dict[str, Any], config: ServerConfig, kind: "K
     gc.freeze()  # nor is it looked through later, between requests
     gc.enable()
     host = url.removeprefix("http://").rpartition(":")[0]
-    grpc = {} if config.grpc_port is None else {"grpc": f"{host}:{config.grpc_port}"}
-    facts = {"address": url, "docs": f"{url}/docs", "listens_on": config.hostname, **grpc} | facts
+    found = ((config.grpc_port, f"{host}:{config.grpc_port}"), (config.grpc_socket, f"unix:{config.grpc_socket}"))
+    grpc = ", ".join(address for value, address in found if value is not None)
+    told = {"address": url, "docs": f"{url}/docs", "listens_on": config.hostname, "grpc": grpc}
+    facts = {name: value for name, value in told.items() if value} | facts
     if config.json_output:
         click.echo(orjson.dumps({"message": "ready", "seconds": round(seconds, 3), **facts}))
         return

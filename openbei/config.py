@@ -78,6 +78,7 @@ class ServerConfig:
     aip_predict_route: str | None = _flag(None, "Path of Vertex AI's predictions, beside /vertex")
     aip_health_route: str | None = _flag(None, "Path of Vertex AI's health checks, beside /health")
     grpc_port: int | None = _flag(None, "Port for gRPC (tei.v1), which needs openbei[grpc]; off if not set", minimum=0)
+    grpc_socket: str | None = _flag(None, "Unix socket for gRPC, for its owner alone; beside a port, or instead of one")
     grpc_max_parallel_stream_requests: int = _flag(1024, "Messages of one gRPC stream in work at once", minimum=1)
 
     def __post_init__(self) -> None:
@@ -89,6 +90,15 @@ class ServerConfig:
             path = getattr(self, name)
             if path is not None and not path.startswith("/"):
                 raise ConfigError(f"{name} must begin with /, got {path}")
+        if self.grpc_socket is not None and self.frontends:
+            raise ConfigError(
+                f"grpc_socket cannot be shared by several processes, and frontends is {self.frontends}; use grpc_port"
+            )
+
+    @property
+    def has_grpc(self) -> bool:
+        """True if gRPC is served."""
+        return self.grpc_port is not None or self.grpc_socket is not None
 
 
 def _check(config: EngineConfig | ServerConfig) -> None:

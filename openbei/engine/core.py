@@ -54,6 +54,7 @@ class LocalCore:
         self._executor = make_executor()
         self.device = self._executor.device
         self.on_hang: Callable[[], None] = lambda: None  # called when a lane has hung, by a thread of the core's
+        self.on_room: Callable[[], object] = lambda: None  # called when less waits, by a lane; must not block
         self.admission = Admission(config.max_concurrent_requests, self._retry_after_s)
         self._max_batch_tokens = config.max_batch_tokens or self.device.max_batch_tokens
         self._max_batch_requests = config.max_batch_requests
@@ -129,6 +130,8 @@ class LocalCore:
                     return None
                 encodings = self._queue.take(self._max_batch_tokens, self._max_batch_requests, self._clock())
                 self._count_waiting()
+                self._changed.notify_all()  # there is room, also where all that was taken out had been cancelled
+                self.on_room()
                 if encodings:
                     alone = self.device.divided and not self._running and len(self._queue) == 0
                     self._running[lane] = self._clock(), encodings

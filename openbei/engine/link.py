@@ -24,7 +24,10 @@ MAX_ANSWER_BYTES = 1 << 31
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
-    """Compute a job. lengths: int32 tokens of each input; ids, types: int32 of all inputs, end to end."""
+    """Compute a job. lengths: int32 tokens of each input; ids, types: int32 of all inputs, end to end.
+
+    wait: until there is room for it, instead of being refused.
+    """
 
     number: int
     output: Output
@@ -33,6 +36,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     ids: bytes
     types: bytes | None
     bulk: bool
+    wait: bool
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
@@ -133,14 +137,13 @@ def frame(message: Ask | Cancel | Done | Failed | Told) -> bytearray:
     return buffer
 
 
-def ask(number: int, job: Job) -> Ask:
+def ask(number: int, job: Job, wait: bool = False) -> Ask:
     """A job -> the message that asks for it."""
     types = None
     if any(one is not None for one in job.types):
         types = packed(one or [0] * len(ids) for one, ids in zip(job.types, job.ids, strict=True))
-    return Ask(
-        number, job.output, job.deadline_s, packed([[len(ids) for ids in job.ids]]), packed(job.ids), types, job.bulk
-    )
+    lengths = packed([[len(ids) for ids in job.ids]])
+    return Ask(number, job.output, job.deadline_s, lengths, packed(job.ids), types, job.bulk, wait)
 
 
 def job_of(message: Ask) -> Job:

@@ -20,8 +20,8 @@ from openbei.errors import Unhealthy
 class RemoteCore:
     """The core of an engine process. Admits up to `limit` inputs itself, before they are tokenised.
 
-    The engine process counts the inputs of all frontends, and may refuse more. The status is "failed" until connect is
-    through and the engine says that it is ready, and whenever either is no longer so.
+    The engine process counts the inputs of all frontends, and may refuse more or let them wait. The status is "failed"
+    until connect is through and the engine says that it is ready, and whenever either is no longer so.
     """
 
     def __init__(self, limit: int) -> None:
@@ -48,12 +48,12 @@ class RemoteCore:
         await self._told.wait()
 
     def submit(self, job: Job, wait: bool = False) -> None:
-        """Send a job; all errors come through its future.
+        """Send a job, and never block; all errors come through its future.
 
-        wait: was for a permit of this process; what the engine process has no room for, it refuses all the same.
+        wait: in the engine process, until that has room; it was admitted here, so no more wait there than permits are.
         """
         number = next(self._numbers)
-        self._call(self._send, number, job, frame(ask(number, job)))
+        self._call(self._send, number, job, frame(ask(number, job, wait)))
 
     def close(self) -> None:
         """Hang up."""

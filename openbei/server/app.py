@@ -22,11 +22,11 @@ from openbei.engine.request import Kind
 from openbei.errors import MethodNotAllowed, NotFound
 from openbei.server import docs
 from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed
-from openbei.server.intake import check_key, read
+from openbei.server.intake import CUSTOMER_REQUEST_ID, REQUEST_ID, check_key, ids, ids_text, read
 from openbei.server.negotiate import SHAPE_HEADERS, compressed, to_json
 from openbei.server.route import Call, Route
 from openbei.server.routes import cohere, openai, platform, sparse, status, tei, tokens
-from openbei.server.trace import with_traces
+from openbei.server.trace import spans_of, with_traces
 from openbei.wire.tei import TEIError
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ DEFAULT_ROUTES: dict[Kind, str] = {
     "reranker": "/rerank",
     "token_classifier": "/predict_tokens",
 }
-REQUEST_ID = "x-request-id"
-CUSTOMER_REQUEST_ID = "x-baseten-customer-request-id"
 EXPOSED_HEADERS = (*COMPUTE_HEADERS, *SHAPE_HEADERS, "retry-after", "retry-after-ms", REQUEST_ID, CUSTOMER_REQUEST_ID)
 
 
@@ -65,7 +63,7 @@ def create_app(engine: "Engine", config: ServerConfig) -> ASGIApp:
         log(call, response.status_code)
         await response(scope, receive, send)
 
-    return with_traces(with_request_id(with_cors(app, config.cors_allow_origin)), config)
+    return with_traces(with_request_id(with_cors(app, config.cors_allow_origin)), spans_of(config))
 
 
 def served_path(path: str, default_route: str) -> str:
@@ -128,11 +126,9 @@ def log(call: Call, status: int) -> None:
     """One line a request: quiet for what went well, louder for what did not."""
     level = logging.DEBUG if status < 400 else logging.INFO if status < 500 else logging.WARNING
     if logger.isEnabledFor(level):
-        headers, elapsed_ms = call.http.headers, (time.monotonic() - call.arrived_s) * 1000
-        names = [f" {name}={headers[name]!r}" for name in (REQUEST_ID, CUSTOMER_REQUEST_ID) if name in headers]
-        logger.log(
-            level, "%s %r %d %.1f ms%s", call.http.method, call.http.scope["path"], status, elapsed_ms, "".join(names)
-        )
+        http, elapsed_ms = call.http, (time.monotonic() - call.arrived_s) * 1000
+        told = (http.method, http.scope["path"], status, elapsed_ms, ids_text(http.headers))
+        logger.log(level, "%s %r %d %.1f ms%s", *told)
 
 
 def with_request_id(app: ASGIApp) -> ASGIApp:
@@ -141,13 +137,11 @@ def with_request_id(app: ASGIApp) -> ASGIApp:
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise NotImplementedError(f"only HTTP is served here, not {scope['type']}")
-        sent = HTTPRequest(scope).headers
-        ids = {name: sent[name] for name in (REQUEST_ID, CUSTOMER_REQUEST_ID) if name in sent}
-        ids.setdefault(REQUEST_ID, str(uuid.uuid4()))
+        names = {REQUEST_ID: str(uuid.uuid4())} | ids(Headers(scope=scope))
 
         async def send_with_ids(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(ids)
+                MutableHeaders(scope=message).update(names)
             await send(message)
 
         await app(scope, receive, send_with_ids)

@@ -1,9 +1,10 @@
-"""The gRPC server, beside HTTP in the same event loop: tei.v1, health and reflection on a port of their own.
+"""The gRPC server, beside HTTP in the same event loop: tei.v1, health and reflection on a port or socket of their own.
 
 Owns the listening, the limits and the end of it; what an rpc means stands in grpc_rpcs.py. Imported only where gRPC is
 served: it needs the packages of openbei[grpc].
 """
 
+import os
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ from grpc_reflection.v1alpha.reflection import aio as aio_reflection
 from openbei.engine.request import Result
 from openbei.errors import ConfigError, MalformedBody
 from openbei.server import grpc_health as health
-from openbei.server.answers import cost
-from openbei.server.grpc_calls import Answering, Call, Context, Shared, in_order
+from openbei.server.grpc_calls import Answering, Context, Shared, in_order
 from openbei.server.grpc_rpcs import RPCS, Rpc, rerank_stream
+from openbei.server.listen import check_socket
+from openbei.server.trace import Spans
 from openbei.wire import tei_pb2 as pb
 
 if TYPE_CHECKING:
@@ -35,13 +37,13 @@ SERVICES = (
 
 
 class GrpcServer:
-    """Serves an engine over gRPC from start to stop, all in one running event loop. port: where it listens.
+    """Serves an engine over gRPC from start to stop, all in one running event loop. port: where it listens, if at one.
 
-    Raises ConfigError if the address cannot be listened on.
+    spans: as Shared has it. Raises ConfigError if an address cannot be listened on.
     """
 
-    def __init__(self, engine: "Engine", config: "ServerConfig") -> None:
-        self._shared = Shared(engine, config)
+    def __init__(self, engine: "Engine", config: "ServerConfig", spans: Spans | None = None) -> None:
+        self._shared = Shared(engine, config, spans)
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", config.payload_limit),
@@ -50,11 +52,28 @@ class GrpcServer:
             )
         )
         self._server.add_generic_rpc_handlers((*handlers(self._shared), health.handler(engine), *reflection()))
-        host, port = config.hostname, config.grpc_port
+        host, self.port = config.hostname, config.grpc_port
+        if self.port is not None:
+            address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+            self.port = self._listen(address, f"grpc_port {self.port} of {host}")
+        if config.grpc_socket is not None:
+            self._listen_at(config.grpc_socket)
+
+    def _listen_at(self, path: str) -> None:
+        """At a Unix socket for its owner alone; gRPC removes it in the end, and before it one that was left behind."""
+        check_socket(path)
+        others = os.umask(0o177)
         try:
-            self.port: int = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            self._listen(f"unix:{path}", f"grpc_socket {path}")
+        finally:
+            os.umask(others)
+
+    def _listen(self, address: str, name: str) -> int:
+        try:
+            port: int = self._server.add_insecure_port(address)
         except RuntimeError:
-            raise ConfigError(f"cannot listen on grpc_port {port} of {host}") from None
+            raise ConfigError(f"cannot listen on {name}") from None
+        return port
 
     async def start(self) -> None:
         """Answer from now on."""
@@ -87,7 +106,7 @@ def unary(shared: Shared, rpc: Rpc) -> Callable[[bytes, Context], Awaitable[byte
             message = parse(data)
             result = await (await rpc.begin(call, message))
             if isinstance(result, Result):
-                await context.send_initial_metadata(headers(call, result))
+                await context.send_initial_metadata(call.told(result))
             return rpc.answer(call, message, result)
 
     return handler
@@ -103,6 +122,8 @@ def stream(shared: Shared, rpc: Rpc) -> Callable[[AsyncIterable[bytes], Context]
             aclosing(in_order(call, (parse(data) async for data in messages), rpc.begin)) as answered,
         ):
             async for message, result in answered:
+                if isinstance(result, Result):
+                    call.count(result)
                 await context.write(rpc.answer(call, message, result))
 
     return handler
@@ -115,7 +136,7 @@ def client_stream(shared: Shared) -> Callable[[AsyncIterable[bytes], Context], A
     async def handler(messages: AsyncIterable[bytes], context: Context) -> bytes:
         async with Answering(shared, "Rerank/RerankStream", context, True) as call:
             answer, result = await rerank_stream(call, (parse(data) async for data in messages))
-            await context.send_initial_metadata(headers(call, result))
+            await context.send_initial_metadata(call.told(result))
             return answer
 
     return handler
@@ -133,11 +154,6 @@ def parser(service: str, name: str) -> Callable[[bytes], Any]:
             raise MalformedBody(f"the message is no {method.input_type.full_name}") from None
 
     return parse
-
-
-def headers(call: Call, result: Result) -> tuple[tuple[str, str], ...]:
-    """What an answer cost, as over HTTP."""
-    return tuple(cost(call.engine, call.arrived_s, result).items())
 
 
 def reflection() -> list[Any]:

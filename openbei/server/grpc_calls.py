@@ -1,14 +1,16 @@
 """One rpc on its way: whose it is, how its messages reach the engine, and in which order their answers leave.
 
-Owns waiting, order, cancelling and the statuses of errors; never touches the fields of a message.
+Owns waiting, order, cancelling, the statuses of errors, and what metadata asks for; never touches the fields of a
+message. The span of an rpc is named, and fails, as OpenTelemetry's conventions for gRPC have it
+(https://opentelemetry.io/docs/specs/semconv/rpc/grpc); there, a stream is one rpc, and its messages have none.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -16,8 +18,9 @@ import grpc.aio
 
 from openbei import errors
 from openbei.engine.request import Request, Result
-from openbei.server.answers import error_headers
-from openbei.server.intake import check_key
+from openbei.server.answers import cost, error_headers
+from openbei.server.intake import check_key, ids, ids_text, is_bulk
+from openbei.server.trace import RequestSpan, Spans, spans_of, steps_of
 
 if TYPE_CHECKING:
     from openbei.config import ServerConfig
@@ -26,16 +29,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger("openbei.server")
 
 WAITING_THREADS = 16
+UNTRACED = "Info/"  # as over HTTP, where it is a GET
+SERVER_FAILED = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 
 Begin = Callable[["Call", Any], Awaitable[asyncio.Future[Any]]]
 Context = Any  # grpc.aio.ServicerContext
 
 
 class Shared:
-    """What the rpcs of one server share: the engine, threads for those who wait for room, the streams being read."""
+    """What the rpcs of one server share: the engine, threads for those who wait for room, the streams being read.
 
-    def __init__(self, engine: "Engine", config: "ServerConfig") -> None:
+    spans: makes their spans, if they are traced; the config's if it is not given.
+    """
+
+    def __init__(self, engine: "Engine", config: "ServerConfig", spans: Spans | None = None) -> None:
         self.engine, self.config = engine, config
+        self.spans = spans or spans_of(config)
         self.waiting = ThreadPoolExecutor(WAITING_THREADS, "grpc-wait")
         self.readers: set[asyncio.Task[None]] = set()
 
@@ -51,12 +60,17 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One rpc. waits: for room in the engine, instead of being refused. Times are those of time.monotonic()."""
+    """One rpc. waits: for room in the engine, instead of being refused. Times are those of time.monotonic().
+
+    headers: its metadata. span: None where it is not traced.
+    """
 
     shared: Shared
     arrived_s: float
     deadline_s: float | None
     waits: bool
+    headers: Mapping[str, str] = field(default_factory=dict)
+    span: RequestSpan | None = None
 
     @property
     def engine(self) -> "Engine":
@@ -68,7 +82,7 @@ class Call:
 
         Raises what Engine.submit does.
         """
-        request = replace(request, deadline_s=self.deadline_s)
+        request = replace(request, deadline_s=self.deadline_s, bulk=is_bulk(self.headers, None))
         if not self.waits:
             return asyncio.wrap_future(self.engine.submit(request))
         admitted: Future[Any] = self.shared.waiting.submit(self.engine.submit, request, wait=True)
@@ -78,18 +92,34 @@ class Call:
             admitted.add_done_callback(drop)
             raise
 
+    def told(self, result: Result) -> tuple[tuple[str, str], ...]:
+        """What the rpc's one answer cost, as over HTTP: for its initial metadata, and for its span."""
+        headers = cost(self.engine, self.arrived_s, result)
+        if self.span is not None:
+            self.span.tell(headers)
+            self.span.steps.extend(steps_of(result.timings))
+        return tuple(headers.items())
+
+    def count(self, result: Result) -> None:
+        """Add one of a stream's answers to its span."""
+        if self.span is not None:
+            usage = result.usage
+            found = {"x-compute-characters": usage.num_characters, "x-compute-tokens": usage.num_tokens}
+            self.span.counts.update({"openbei.messages": 1} | found)
+
 
 class Answering:
     """The frame of an rpc: its Call, when the key is right; and whatever is raised in it becomes its status."""
 
     def __init__(self, shared: Shared, path: str, context: Context, waits: bool) -> None:
-        now_s, left_s = time.monotonic(), context.time_remaining()
+        now_s, left_s, headers = time.monotonic(), context.time_remaining(), dict(context.invocation_metadata())
         self._path, self._context = path, context
-        self._call = Call(shared, now_s, None if left_s is None else now_s + left_s, waits)
+        span = None if shared.spans is None or path.startswith(UNTRACED) else begun(shared.spans, path, headers)
+        self._call = Call(shared, now_s, None if left_s is None else now_s + left_s, waits, headers, span)
 
     async def __aenter__(self) -> Call:
         try:
-            check_key(dict(self._context.invocation_metadata()), self._call.shared.config.api_key)
+            check_key(self._call.headers, self._call.shared.config.api_key)
         except errors.Unauthorized as error:
             await self._fail(error)
         return self._call
@@ -97,7 +127,7 @@ class Answering:
     async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, grpc.aio.InternalError):
             await self._fail(error)
-        self._log(logging.DEBUG, "OK" if error is None else "CANCELLED")
+        self._end(logging.DEBUG, "OK" if error is None else "CANCELLED")
         if isinstance(error, Exception):  # the client left while an answer was being written
             raise asyncio.CancelledError from error
 
@@ -107,7 +137,7 @@ class Answering:
         bug = row is errors.ANSWERS[errors.InternalError]
         if bug:
             logger.error("internal error", exc_info=error)
-        self._log(logging.INFO if row.status < 500 else logging.WARNING, row.grpc)
+        self._end(logging.INFO if row.status < 500 else logging.WARNING, row.grpc)
         retry_s = error_headers(error).get("retry-after")
         trailing = (
             () if retry_s is None else (("grpc-retry-pushback-ms", f"{retry_s}000"),)
@@ -115,10 +145,23 @@ class Answering:
         await self._context.abort(grpc.StatusCode[row.grpc], "internal error" if bug else str(error), trailing)
         raise AssertionError("abort always raises")
 
-    def _log(self, level: int, status: str) -> None:
+    def _end(self, level: int, status: str) -> None:
+        """Log the rpc, and end its span."""
+        call, span = self._call, self._call.span
         if logger.isEnabledFor(level):
-            elapsed_ms = (time.monotonic() - self._call.arrived_s) * 1000
-            logger.log(level, "gRPC %s %s %.1f ms", self._path, status, elapsed_ms)
+            elapsed_ms = (time.monotonic() - call.arrived_s) * 1000
+            logger.log(level, "gRPC %s %s %.1f ms%s", self._path, status, elapsed_ms, ids_text(call.headers))
+        if span is not None:
+            span.tell({"rpc.response.status_code": status} | ({} if status == "OK" else {"error.type": status}))
+            if status in SERVER_FAILED:
+                span.fail()
+            span.end()
+
+
+def begun(spans: Spans, path: str, headers: Mapping[str, str]) -> RequestSpan:
+    """The span of an rpc that begins."""
+    method = f"tei.v1.{path}"
+    return spans.begin(method, headers, {"rpc.system.name": "grpc", "rpc.method": method} | ids(headers))
 
 
 def drop(admitted: Future[Future[Result]]) -> None:

@@ -37,6 +37,8 @@ FORM_TYPE = "application/x-www-form-urlencoded"
 JSON_TYPE = re.compile(r"application/([^/]+\+)?json")
 MILLISECONDS = re.compile(r"[0-9]{1,15}")
 POSITIVE = re.compile(r"\+?0*[1-9][0-9]*")
+REQUEST_ID = "x-request-id"
+CUSTOMER_REQUEST_ID = "x-baseten-customer-request-id"
 BULK_WORDS = frozenset({"bulk", "batch", "low"})
 
 
@@ -50,6 +52,16 @@ def check_key(headers: Mapping[str, str], api_key: str | None) -> None:
     same = hmac.compare_digest(key.strip().encode("latin-1", "replace"), api_key.encode())
     if not (known and same):
         raise Unauthorized("an API key is required: send it as `Authorization: Bearer KEY`")
+
+
+def ids(headers: Mapping[str, str]) -> dict[str, str]:
+    """Of a request's headers those that name it: a gateway's id, and the customer's."""
+    return {name: headers[name] for name in (REQUEST_ID, CUSTOMER_REQUEST_ID) if name in headers}
+
+
+def ids_text(headers: Mapping[str, str]) -> str:
+    """The ids as the end of a line of the log."""
+    return "".join(f" {name}={value!r}" for name, value in ids(headers).items())
 
 
 async def read(call: Call, shape: Any) -> Any:

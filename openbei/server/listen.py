@@ -1,17 +1,20 @@
-"""hostname and port -> listening sockets, and the URL where a client on this machine finds them.
+"""hostname and port -> listening sockets, and the URL where a client on this machine finds them; gRPC's addresses.
 
 Owns what may go wrong with an address; never touches what is served there.
 """
 
+import os
 import socket
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from openbei.config import ServerConfig
 from openbei.errors import ConfigError
 
 BACKLOG = 2048
+MAX_PATH_BYTES = 107  # of a Unix socket, on Linux
 
 
 def listen(hostname: str, port: int) -> socket.socket:
@@ -46,15 +49,36 @@ def listen_shared(hostname: str, port: int, count: int) -> list[socket.socket]:
 def settled(config: ServerConfig) -> ServerConfig:
     """A config -> the same with a port for gRPC, if any, that is free and that its processes may share.
 
-    Raises ConfigError if the port is not free, or the packages are not installed.
+    Raises ConfigError if the port or the socket is not free, or the packages are not installed.
     """
-    if config.grpc_port is None:
+    if not config.has_grpc:
         return config
     missing = [name for name in ("grpc", "grpc_health", "grpc_reflection") if find_spec(name) is None]
     if missing:
-        raise ConfigError(f"grpc_port needs openbei[grpc], which is not installed: there is no {', '.join(missing)}")
+        raise ConfigError(f"gRPC needs openbei[grpc], which is not installed: there is no {', '.join(missing)}")
+    if config.grpc_socket is not None:
+        check_socket(config.grpc_socket)
+    if config.grpc_port is None:
+        return config
     with listen(config.hostname, config.grpc_port) as listener:
         return replace(config, grpc_port=listener.getsockname()[1])
+
+
+def check_socket(path: str) -> None:
+    """Raise ConfigError unless gRPC may listen at a path: there is nothing, or the socket of a server that is gone.
+
+    gRPC itself takes the place of any socket there, also of one that is in use.
+    """
+    file, size = Path(path), len(os.fsencode(path))
+    if size > MAX_PATH_BYTES:
+        raise ConfigError(f"grpc_socket must be at most {MAX_PATH_BYTES} bytes long, got {size}")
+    if not os.access(file.parent, os.W_OK):
+        raise ConfigError(f"cannot listen on grpc_socket {path}: there is no folder {file.parent} to write in")
+    if file.exists() and not file.is_socket():
+        raise ConfigError(f"cannot listen on grpc_socket {path}: there is a file, and it is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(path) == 0:
+            raise ConfigError(f"cannot listen on grpc_socket {path}: another server does")
 
 
 def url(listener: socket.socket) -> str:

@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
         self.loop = asyncio.get_running_loop()
         await self.before()
         await super().startup(sockets=sockets)
-        if self.server_config.grpc_port is not None:
+        if self.server_config.has_grpc:
             self.grpc = await self.start_grpc()
         self.on_ready()
 

@@ -1,12 +1,14 @@
-"""Traces: a span for each request that computes, with the steps of the engine below it, sent out by OTLP.
+"""Traces: a span for each request or rpc that computes, with the steps of the engine below it, sent out by OTLP.
 
 Owns the spans and where they go; never touches requests or answers. OpenTelemetry is imported only where an endpoint
 is set. What samples, and what else its libraries read from OTEL_ variables, is theirs.
 """
 
+import functools
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -22,6 +24,7 @@ from openbei.errors import ConfigError
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.trace import Span, Tracer
 
 STEPS = "openbei.steps"
 SEND_S = 2  # also what the end of the process waits for a collector that is gone
@@ -72,58 +75,116 @@ def exporter(endpoint: str) -> "SpanExporter":
     return HttpExporter(f"{endpoint.rstrip('/')}/v1/traces" if bare else endpoint, timeout=SEND_S)
 
 
-def with_traces(app: ASGIApp, config: ServerConfig) -> ASGIApp:
-    """The app, with a span for each POST if an endpoint is set, else as it is. What waits is sent when Python ends."""
-    if config.otlp_endpoint is None:
-        return app
+class Spans:
+    """Makes the spans of requests, each below the one that its client names, and gives them to a processor."""
+
+    def __init__(self, processor: "SpanProcessor", service_name: str) -> None:
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        resource = Resource.create({"service.name": service_name, "service.version": __version__})
+        provider = TracerProvider(resource=resource)
+        provider.add_span_processor(processor)
+        self._tracer, self._propagator = provider.get_tracer("openbei", __version__), TraceContextTextMapPropagator()
+
+    def begin(self, name: str, headers: Mapping[str, str], facts: Mapping[str, str]) -> "RequestSpan":
+        """A request, by its headers or metadata, begins now."""
+        from opentelemetry.trace import SpanKind
+
+        parent = self._propagator.extract({key: headers[key] for key in PARENT if key in headers})
+        return RequestSpan(self._tracer, self._tracer.start_span(name, parent, SpanKind.SERVER, facts))
+
+
+class RequestSpan:
+    """The span of one request. steps: what becomes spans below it when it ends; counts: what becomes its attributes."""
+
+    def __init__(self, tracer: "Tracer", span: "Span") -> None:
+        self._tracer, self._span = tracer, span
+        self.steps: list[Step] = []
+        self.counts: Counter[str] = Counter()
+
+    def tell(self, facts: Mapping[str, str | int]) -> None:
+        """Add attributes."""
+        self._span.set_attributes(facts)
+
+    def rename(self, name: str) -> None:
+        """Take another name than it began with."""
+        self._span.update_name(name)
+
+    def fail(self) -> None:
+        """Be the span of an error that is the server's."""
+        from opentelemetry.trace import StatusCode
+
+        self._span.set_status(StatusCode.ERROR)
+
+    def end(self) -> None:
+        """The request ends now."""
+        from opentelemetry.trace import set_span_in_context
+
+        epoch_ns = time.time_ns() - time.monotonic_ns()
+        for name, begin_s, end_s in self.steps:
+            below = set_span_in_context(self._span)
+            step = self._tracer.start_span(name, below, start_time=epoch_ns + int(begin_s * 1e9))
+            step.end(epoch_ns + int(end_s * 1e9))
+        self.tell({name: str(count) for name, count in self.counts.items()})
+        self._span.end()
+
+
+def spans_of(config: ServerConfig) -> Spans | None:
+    """What makes the spans of a server, None if no endpoint is set; HTTP and gRPC share it."""
+    return None if config.otlp_endpoint is None else _sent(config.otlp_endpoint, config.otlp_service_name)
+
+
+@functools.cache
+def _sent(endpoint: str, service_name: str) -> Spans:
+    """Spans that are sent to a URL by a thread; what is left goes when Python ends."""
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    return traced(app, BatchSpanProcessor(exporter(config.otlp_endpoint)), config.otlp_service_name)
+    return Spans(BatchSpanProcessor(exporter(endpoint)), service_name)
 
 
-def traced(app: ASGIApp, processor: "SpanProcessor", service_name: str) -> ASGIApp:
+# HTTP
+
+
+def with_traces(app: ASGIApp, spans: Spans | None) -> ASGIApp:
+    """The app, with a span for each POST; as it is, if there are none."""
+    return app if spans is None else traced(app, spans)
+
+
+def traced(app: ASGIApp, spans: Spans) -> ASGIApp:
     """The app, with a span for each POST, below the one that its traceparent names."""
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    provider = TracerProvider(resource=Resource.create({"service.name": service_name, "service.version": __version__}))
-    provider.add_span_processor(processor)
-    tracer, propagator = provider.get_tracer("openbei", __version__), TraceContextTextMapPropagator()
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await app(scope, receive, send)
             return
-        headers, path = Headers(scope=scope), scope["path"]
-        parent = propagator.extract({name: headers[name] for name in PARENT if name in headers})
+        path = scope["path"]
         facts = {"http.request.method": "POST", "url.path": path, "url.scheme": scope["scheme"]}
-        span = tracer.start_span("POST", parent, SpanKind.SERVER, facts)
-        steps: list[Step] = []
-        scope[STEPS] = steps
+        span = spans.begin("POST", Headers(scope=scope), facts)
+        scope[STEPS] = span.steps
 
         async def send_with_span(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = Headers(raw=message["headers"])
-                span.set_attribute("http.response.status_code", message["status"])
-                span.set_attributes({name: told[name] for name in told if name.startswith("x-")})
-                if message["status"] != 404:
-                    span.update_name(f"POST {path}")
-                if message["status"] >= 500:
-                    span.set_status(StatusCode.ERROR)
+                told, status = Headers(raw=message["headers"]), message["status"]
+                span.tell({"http.response.status_code": status} | own(told))
+                if status != 404:
+                    span.rename(f"POST {path}")
+                if status >= 500:
+                    span.fail()
             await send(message)
 
         try:
             await app(scope, receive, send_with_span)
         finally:
-            epoch_ns = time.time_ns() - time.monotonic_ns()
-            for name, begin_s, end_s in steps:
-                step = tracer.start_span(name, set_span_in_context(span), start_time=epoch_ns + int(begin_s * 1e9))
-                step.end(epoch_ns + int(end_s * 1e9))
             span.end()
 
     return wrapped
+
+
+def own(headers: Mapping[str, str]) -> dict[str, str]:
+    """Of an answer's headers those that are ours: what it cost, and whose it is."""
+    return {name: headers[name] for name in headers if name.startswith("x-")}
 
 
 def note(scope: Scope, timings: Timings) -> None:

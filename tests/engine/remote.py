@@ -57,10 +57,11 @@ class Hosting:
     def stop(self) -> None:
         async def stop() -> None:
             assert self.host._server is not None
+            self.host.core.on_room = lambda: None
             self.host._server.close()
-            for frontend in [*self.host._frontends]:
+            for frontend in [*self.host.frontends]:
                 frontend._transport.abort()  # type: ignore[union-attr]
-            await until(lambda: not self.host._frontends)
+            await until(lambda: not self.host.frontends)
 
         self.side.run(stop())
         self.side.close()

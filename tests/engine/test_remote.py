@@ -29,7 +29,7 @@ from openbei.engine.metrics import Metrics
 from openbei.engine.request import Options, Request, Result
 from tests.engine.conftest import Make, making
 from tests.engine.fakes import WAIT_S, WIDTH, words
-from tests.engine.remote import Wires
+from tests.engine.remote import Wires, until
 from tests.server.test_metrics import values
 
 RAW = Options(normalize=False)
@@ -183,6 +183,9 @@ def test_an_answer_too_large_for_a_message_is_refused_by_name(make: Make, monkey
                 future.result(WAIT_S)
 
 
+# Waiting for room
+
+
 def test_a_call_waits_for_the_room_of_its_own_process(make: Make) -> None:
     house = make(max_concurrent_requests=1)
     first = submit(house.engine, "w1")
@@ -193,6 +196,133 @@ def test_a_call_waits_for_the_room_of_its_own_process(make: Make) -> None:
         assert first.result(WAIT_S).rows[0][0] == 1
         house.next_run().finish()
         assert second.result(WAIT_S).result(WAIT_S).rows[0][0] == 2
+
+
+def waiting(engine: Engine, *inputs: str, bulk: bool = False) -> Future[Result]:
+    """What this process has room for, and the engine process perhaps not yet."""
+    return engine.submit(Request(inputs=inputs, options=RAW, bulk=bulk), wait=True)
+
+
+def wait_for_lines(wires: Wires, *lengths: int) -> None:
+    """Until as many jobs wait for the room of the engine process: interactive ones, bulk."""
+    side, host = wires.hostings[-1].side, wires.hostings[-1].host
+    side.run(until(lambda: tuple(map(len, host._lines)) == lengths))
+
+
+@pytest.mark.parametrize("limits", [{"max_concurrent_requests": 1}, {"max_queue_tokens": 1}], ids=["permits", "tokens"])
+def test_what_waits_for_the_room_of_the_engine_process_has_it_in_order(
+    wires: Wires, make: Make, limits: dict[str, int]
+) -> None:
+    house = make(**{"lane_tokens": 1, "max_concurrent_requests": 9} | limits)
+    others = [wires.another(house) for _ in range(4)]
+    first = submit(house.engine, words(1))
+    house.next_run().finish()
+    assert first.result(WAIT_S).rows[0, 0] == 1
+    blocker = submit(house.engine, words(1, 2))
+    run, queued = house.next_run(), len(limits) == 1 and "max_queue_tokens" in limits
+    futures = []
+    if queued:
+        futures.append(submit(house.engine, words(1, 30)))  # the one token that may wait
+        house.wait_for_queue(1)
+    for place, other in enumerate(others):
+        futures.append(waiting(other, words(1, 31 + place)))
+        wait_for_lines(wires, 1 + place, 0)
+    with pytest.raises(errors.Overloaded):
+        submit(wires.another(house), words(1)).result(WAIT_S)
+    run.finish()
+    assert blocker.result(WAIT_S).rows[0, 0] == 2
+    for future in futures:
+        house.next_run().finish()
+        assert future.result(WAIT_S).rows[0, 0] == (30 if queued else 31) + futures.index(future)
+    house.wait_for_admitted(0)
+
+
+def test_bulk_that_waits_shuts_nobody_out(wires: Wires, make: Make) -> None:
+    house = make(lane_tokens=1, max_concurrent_requests=4)
+    other, third = wires.another(house), wires.another(house)
+    blockers = submit(house.engine, *[words(1, 9)] * 3)
+    run = house.next_run()
+    bulk = waiting(other, words(1, 2), bulk=True)  # bulk leaves the fourth permit to others
+    wait_for_lines(wires, 0, 1)
+    after = waiting(third, words(1, 3))
+    house.wait_for_queue(3)
+    run.finish()
+    for _ in range(4):
+        house.next_run().finish()
+    assert [future.result(WAIT_S).rows[0, 0] for future in (blockers, after, bulk)] == [9, 3, 2]
+
+
+def test_a_cancel_leaves_the_line(wires: Wires, make: Make) -> None:
+    house = make(max_concurrent_requests=1)
+    other, third = wires.another(house), wires.another(house)
+    first = submit(house.engine, words(1))
+    run = house.next_run()
+    gone = waiting(other, words(1, 2))
+    wait_for_lines(wires, 1, 0)
+    stays = waiting(third, words(1, 3))
+    wait_for_lines(wires, 2, 0)
+    gone.cancel()
+    wait_for_lines(wires, 1, 0)
+    run.finish()
+    house.next_run().finish()
+    assert stays.result(WAIT_S).rows[0, 0] == 3
+    assert first.done()
+    house.wait_for_admitted(0)
+    assert house.idle()
+
+
+def test_a_frontend_that_dies_takes_what_waits_along(wires: Wires, make: Make) -> None:
+    house = make(max_concurrent_requests=1)
+    other, third = wires.another(house), wires.another(house)
+    first = submit(house.engine, words(1))
+    run = house.next_run()
+    lost = waiting(other, words(1, 2))
+    wait_for_lines(wires, 1, 0)
+    stays = waiting(third, words(1, 3))
+    wait_for_lines(wires, 2, 0)
+    wires.remotes[1].close()
+    with pytest.raises(errors.Unhealthy):
+        lost.result(WAIT_S)
+    wait_for_lines(wires, 1, 0)
+    run.finish()
+    house.next_run().finish()
+    assert (first.result(WAIT_S).rows[0, 0], stays.result(WAIT_S).rows[0, 0]) == (1, 3)
+
+
+def test_what_waits_is_told_when_the_executor_or_the_engine_goes_down(wires: Wires, make: Make) -> None:
+    house = make(max_concurrent_requests=1)
+    other = wires.another(house)
+    submit(house.engine, words(1))
+    run = house.next_run()
+    first = waiting(other, words(1, 2))
+    wait_for_lines(wires, 1, 0)
+    house.core.admission.set_down(True)
+    with pytest.raises(errors.Unhealthy, match="failed"):
+        first.result(WAIT_S)
+    house.core.admission.set_down(False)
+    assert wires.remotes[1].admission.wait_until_ready(WAIT_S)
+    second = waiting(other, words(1, 2))
+    wait_for_lines(wires, 1, 0)
+    wires.hostings[-1].stop()
+    with pytest.raises(errors.Unhealthy, match="before it had answered"):
+        second.result(WAIT_S)
+    run.finish()
+
+
+def test_room_that_only_cancelled_inputs_had_is_told(wires: Wires, make: Make) -> None:
+    """They are dropped when a batch is formed, which is then of nothing; no answer is what tells of it."""
+    house = make(lane_tokens=1, max_queue_tokens=1)
+    house.core.submit(Job([[1]], [None], "vectors"))  # whose end no frontend hears of
+    run = house.next_run()
+    dead = submit(house.engine, words(1, 2))
+    house.wait_for_queue(1)
+    waits = waiting(house.engine, words(1, 3))
+    wait_for_lines(wires, 1, 0)
+    dead.cancel()
+    house.wait_for_admitted(0)
+    run.finish()
+    house.next_run().finish()
+    assert waits.result(WAIT_S).rows[0, 0] == 3
 
 
 # Messages

@@ -19,6 +19,7 @@ from grpc_tools import protoc
 
 from openbei.config import ServerConfig
 from openbei.server.grpc import GrpcServer
+from openbei.server.trace import Spans
 
 ROOT = Path(__file__).parents[2]
 PROTO = "openbei/wire/tei.proto"
@@ -55,9 +56,9 @@ class Client:
 
 
 @asynccontextmanager
-async def served(engine: Any, **config: Any) -> AsyncIterator[Client]:
+async def served(engine: Any, spans: Spans | None = None, **config: Any) -> AsyncIterator[Client]:
     """A server and its client in the running loop; stopped at once at the end."""
-    server = GrpcServer(engine, ServerConfig(hostname="127.0.0.1", grpc_port=0, **config))
+    server = GrpcServer(engine, ServerConfig(hostname="127.0.0.1", grpc_port=0, **config), spans)
     await server.start()
     address = f"127.0.0.1:{server.port}"
     try:

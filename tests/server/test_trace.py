@@ -24,7 +24,7 @@ from openbei.config import ServerConfig
 from openbei.engine.request import Request, Timings
 from openbei.errors import ConfigError
 from openbei.server.app import create_app
-from openbei.server.trace import STEPS, check, exporter, steps_of, traced, with_traces
+from openbei.server.trace import STEPS, Spans, check, exporter, spans_of, steps_of, traced, with_traces
 from tests.engine.conftest import Make, making
 from tests.engine.fakes import WAIT_S, here, words
 from tests.server.fakes import FakeEngine
@@ -40,7 +40,7 @@ class TracedWire(Wire):
     def __init__(self, engine: FakeEngine) -> None:
         super().__init__(engine)
         self.memory = InMemorySpanExporter()
-        self.app = traced(self.app, SimpleSpanProcessor(self.memory), "tests")
+        self.app = traced(self.app, Spans(SimpleSpanProcessor(self.memory), "tests"))
 
     def spans(self) -> dict[str, ReadableSpan]:
         return {span.name: span for span in self.memory.get_finished_spans()}
@@ -116,7 +116,7 @@ def test_the_steps_are_those_of_the_engine(make_here: Make) -> None:
     house.engine.submit(Request(inputs=[words(1)]))
     blocker = house.next_run()
     memory = InMemorySpanExporter()
-    app = traced(create_app(house.engine, ServerConfig()), SimpleSpanProcessor(memory), "tests")
+    app = traced(create_app(house.engine, ServerConfig()), Spans(SimpleSpanProcessor(memory), "tests"))
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bei") as client:
@@ -159,7 +159,7 @@ def test_steps_become_spans_inside_their_request_s() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    wire_app = traced(app, SimpleSpanProcessor(memory), "tests")
+    wire_app = traced(app, Spans(SimpleSpanProcessor(memory), "tests"))
 
     async def ask() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(wire_app), base_url="http://bei") as client:
@@ -213,7 +213,7 @@ def test_spans_arrive_by_http(
     check(ServerConfig(otlp_endpoint=url + path))
     processor = BatchSpanProcessor(exporter(url + path))
     wire = Wire(engine)
-    wire.app = traced(wire.app, processor, "bei-1")
+    wire.app = traced(wire.app, Spans(processor, "bei-1"))
     wire.post("/embed", {"inputs": "a"}, headers=PARENT_HEADER)
     processor.shutdown()
     asked, body = received.get(timeout=WAIT_S)
@@ -255,7 +255,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_imported_or_wrapped_when_off() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None: ...
 
-    assert with_traces(app, ServerConfig()) is app
+    assert with_traces(app, spans_of(ServerConfig())) is app
     code = (
         "import sys; from openbei.config import ServerConfig; from openbei.server import app, serve;"
         "from tests.server.fakes import FakeEngine; app.create_app(FakeEngine(), ServerConfig());"
