@@ -297,8 +297,14 @@ def info(ctx: click.Context, /, as_json: bool, **values: Any) -> None:
 @main.command(cls=BuildCommand)
 @click.argument("model", required=False)
 @click.option("-o", "--out", type=click.Path(file_okay=False), help="Folder of the artifact; in the store if not set")
+@click.option("--token-file", type=click.Path(exists=True, dir_okay=False), help="File with the token for the hub")
 @click.option(
-    "--token-file", type=click.Path(exists=True, dir_okay=False), help="File with a token for the hub or a web server"
+    "--source-token",
+    type=Secret(),
+    metavar="***",
+    envvar="SOURCE_TOKEN",
+    show_envvar=True,
+    help="Bearer token for the web server of an https:// MODEL; no other token is sent there, nor this one elsewhere",
 )
 @click.option("--store-limit", type=click.INT, help="Bytes in the store; what was not used for longest is removed")
 @click.option("--progress/--no-progress", default=None, help="A count on stderr; only on a terminal if not set")
@@ -328,6 +334,7 @@ def build(ctx: click.Context, /, **values: Any) -> None:
         dtype=config.dtype,
         pooling=loading.pooling,
         token=Path(values["token_file"]).read_text().strip() if values["token_file"] else config.hf_token,
+        source_token=values["source_token"],
         cache_dir=loading.cache_dir,
         deployment=ctx.meta[DEPLOYMENT].read_bytes() if DEPLOYMENT in ctx.meta else None,
     )

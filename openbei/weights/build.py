@@ -70,8 +70,9 @@ class Watch:
 class Wanted:
     """What to build. model: as for serve, or a URL. out: the artifact's folder; None puts it in the store.
 
-    token: for the hub, or a web server. dtype, pooling: what serves the artifact where nothing else is said.
-    deployment: the config.yaml that is kept beside the model, and says how to serve it.
+    token: for the hub. source_token: for the web server of a URL; neither goes anywhere else. dtype, pooling: what
+    serves the artifact where nothing else is said. deployment: the config.yaml that is kept beside the model, and says
+    how to serve it.
     """
 
     model: str | None
@@ -80,6 +81,7 @@ class Wanted:
     dtype: DType = "auto"
     pooling: PoolingChoice | None = None
     token: str | None = None
+    source_token: str | None = None
     cache_dir: Path | None = None
     patience: Patience = field(default_factory=Patience)
     deployment: bytes | None = None
@@ -223,7 +225,7 @@ def _pin_folder(source: Source) -> _Pinned:
 
 
 def _pin_url(url: str, wanted: Wanted, watch: Watch) -> _Pinned:
-    remote = open_remote(url, wanted.token, wanted.patience)
+    remote = open_remote(url, wanted.source_token, wanted.patience)
     files = list_remote(remote, wanted.patience)
     state = state_of(files)
     name = hashlib.sha256(f"{remote.shown} {state}".encode()).hexdigest()[:32]

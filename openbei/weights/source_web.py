@@ -30,13 +30,28 @@ FORBIDDEN = (401, 403)
 T = TypeVar("T")
 
 
+class _SameMethod(urllib.request.HTTPRedirectHandler):
+    """A HEAD that is sent on stays one; older Pythons make it a GET, of a whole file that nobody reads."""
+
+    def redirect_request(self, req: urllib.request.Request, *args: Any) -> urllib.request.Request | None:
+        sent_on = super().redirect_request(req, *args)
+        if sent_on is not None:
+            sent_on.method = req.get_method()
+        return sent_on
+
+
+_OPENER = urllib.request.build_opener(_SameMethod)
+
+
 class Web:
     """A folder of a web server. Its query, which may be a signature, is sent with every file."""
 
     def __init__(self, url: str, token: str | None, timeout_s: float) -> None:
         parts = urlsplit(url)
         if parts.username is not None:
-            raise ModelNotFound(f"{hide_secrets(url)} must not hold a user or password: give a token with --token-file")
+            raise ModelNotFound(
+                f"{hide_secrets(url)} must not hold a user or password: give a token with --source-token"
+            )
         self.shown = hide_secrets(url)
         self._query = f"?{parts.query}" if parts.query else ""
         self._token, self._timeout_s = token, timeout_s
@@ -85,9 +100,9 @@ class Web:
         request = urllib.request.Request(f"{self.shown}/{name}{self._query}", method=method, headers=headers or {})
         request.add_header("Accept-Encoding", "identity")
         if self._token:
-            request.add_unredirected_header("Authorization", f"Bearer {self._token}")  # for this server alone
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")  # not where it may send us
         with self._told():
-            return urllib.request.urlopen(request, timeout=self._timeout_s)
+            return _OPENER.open(request, timeout=self._timeout_s)
 
     def _chunks(self, answer: Any) -> Iterator[bytes]:
         with answer, self._told():
@@ -112,5 +127,5 @@ class Web:
         if error.code in TRANSIENT:
             pause = error.headers.get("Retry-After") or ""
             raise Transient(f"it answers {error.code} {error.reason}", float(pause) if pause.isdigit() else None)
-        advice = "give a token with --token-file" if error.code in FORBIDDEN else "check the address"
+        advice = "give a token with --source-token" if error.code in FORBIDDEN else "check the address"
         raise ModelNotFound(f"{self.shown} answers {error.code} {error.reason}: {advice}")

@@ -24,7 +24,7 @@ class Hub:
     broken: answer 500 to all. lost: a file that is listed and not there. asked: the files that were fetched.
     faults: by a file's name, or "api", what goes wrong with the next answers: a status; "truncate" (half of it, then
     the connection ends); "hang" (until the hub is let go); "change" (the file, before it is sent); "flip" (one bit).
-    ranges: the offsets that were asked for. tokens: what came as Authorization.
+    ranges: the offsets that were asked for. tokens: what came as Authorization. sends_to: where files are instead.
     """
 
     repos: dict[str, Path]
@@ -38,6 +38,7 @@ class Hub:
     tokens: list[str | None] = field(default_factory=list)
     let_go: threading.Event = field(default_factory=threading.Event)
     url: str = ""
+    sends_to: str = ""
 
 
 @contextmanager
@@ -111,6 +112,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.asked.append(path.name)
             if self._fault(path.name, path):
                 return
+        if self.hub.sends_to:
+            about = {
+                "X-Linked-ETag": f'"{_etag(path)}"',
+                "X-Linked-Size": str(path.stat().st_size),
+                "X-Repo-Commit": SHA,
+            }
+            self._answer(302, b"", {"Location": f"{self.hub.sends_to}{self.path}", **about})
+            return
         data, start = path.read_bytes(), int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
         self.hub.ranges += [start] if start else []
         headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": SHA}

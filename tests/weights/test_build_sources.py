@@ -12,6 +12,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
+from openbei.cli import main
 from openbei.errors import ConfigError, ModelError, ModelNotFound, WeightsError
 from openbei.weights.build import Built
 from openbei.weights.load import load
@@ -158,6 +159,52 @@ def test_a_token_reaches_the_hub_and_no_file(from_hub: Callable[..., Built], hub
     assert TOKEN.encode() not in b"".join(path.read_bytes() for path in built.folder.rglob("*.json"))
 
 
+@pytest.fixture
+def storage(repo: Path) -> Iterator[Hub]:
+    """Another server with the same files, as a hub keeps large ones; localhost is another name than 127.0.0.1."""
+    with serving(Hub({"owner/tiny": repo})) as storage:
+        storage.url = storage.url.replace("127.0.0.1", "localhost")
+        yield storage
+
+
+def test_a_hubs_token_stays_with_the_hub(
+    from_hub: Callable[..., Built], hub: Hub, web: str, storage: Hub, repo: Path, tmp_path: Path
+) -> None:
+    hub.sends_to = storage.url
+    assert _same(from_hub(token=TOKEN, source_token="other"), repo)
+    assert set(hub.tokens) == {f"Bearer {TOKEN}"}
+    assert (len(storage.asked), set(storage.tokens)) == (len(FILES), {None})
+
+
+def test_a_web_servers_token_is_its_own_and_stays_with_it(
+    hub: Hub, web: str, storage: Hub, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert make(web, tmp_path / "none", token=TOKEN).new
+    assert set(hub.tokens) == {None}
+    hub.tokens.clear()
+    hub.sends_to = storage.url
+    assert _same(make(web, tmp_path / "out", token=TOKEN, source_token="own"), repo)
+    assert set(hub.tokens) == {"Bearer own"}
+    assert (len(storage.asked), set(storage.tokens)) == (len(FILES) + 1, {None})  # modules.json is read twice
+
+
+def test_each_token_has_a_setting_of_its_own(
+    hub: Hub, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("SOURCE_TOKEN", "own")
+    (tmp_path / "token").write_text(f"{TOKEN}2\n")
+    sent = {}
+    for model, flags in ((web, ()), (web, ("--token-file", tmp_path / "token")), ("owner/tiny", ())):
+        hub.tokens.clear()
+        place = tmp_path / str(len(sent))
+        args = ["build", model, "--out", place, "--huggingface-hub-cache", place.with_suffix(".cache"), *flags]
+        main.main(list(map(str, args)), standalone_mode=False)
+        sent[model, flags] = set(hub.tokens)
+    assert list(sent.values()) == [{"Bearer own"}, {"Bearer own"}, {f"Bearer {TOKEN}"}]
+
+
 def test_a_web_server_is_read_file_by_file(web: str, repo: Path, tmp_path: Path) -> None:
     built = make(web, tmp_path / "out")
     assert (built.manifest.source, _same(built, repo)) == (web, True)
@@ -210,9 +257,9 @@ def test_a_web_file_that_changes_under_way_is_refused_and_the_next_build_is_of_t
 
 
 def test_a_web_server_that_refuses_says_what_to_do(hub: Hub, web: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match=r"resolve/main answers 401 .* give a token with --token-file"):
+    with pytest.raises(ModelNotFound, match=r"resolve/main answers 401 .* give a token with --source-token"):
         make(web.replace("tiny", "private"), tmp_path / "out")
-    assert make(web.replace("tiny", "private"), tmp_path / "out", token=TOKEN).new
+    assert make(web.replace("tiny", "private"), tmp_path / "out", source_token=TOKEN).new
     with pytest.raises(ModelNotFound, match=r"none/resolve/main has no config\.json"):
         make(web.replace("tiny", "none"), tmp_path / "other")
     with pytest.raises(ModelNotFound, match="must not hold a user or password"):
