@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 import numpy as np
@@ -53,7 +54,7 @@ class LocalCore:
         self._make_executor = make_executor
         self._executor = make_executor()
         self.device = self._executor.device
-        self.on_hang: Callable[[], None] = lambda: None  # called when a lane has hung, by a thread of the core's
+        self.on_hang: Callable[[], None] = lambda: None  # called when a lane hangs or nothing mends, by a thread of ours
         self.on_room: Callable[[], object] = lambda: None  # called when less waits, by a lane; must not block
         self.admission = Admission(config.max_concurrent_requests, self._retry_after_s)
         self._max_batch_tokens = config.max_batch_tokens or self.device.max_batch_tokens
@@ -220,10 +221,14 @@ class LocalCore:
         for job in lost:
             job.fail(InferenceFailed(f"inference failed: {error}"))
         if first:  # another lane that fails meanwhile leaves the mending to this one
+            traceback.clear_frames(error.__traceback__)  # they hold the executor, which holds the device's memory
+            del self._executor
             self._make_another_executor()
 
     def _make_another_executor(self) -> None:
-        for pause_s in itertools.chain(RESTART_PAUSES_S, itertools.repeat(RESTART_PAUSES_S[-1])):
+        for number, pause_s in enumerate(itertools.chain(RESTART_PAUSES_S, itertools.repeat(RESTART_PAUSES_S[-1]))):
+            if number == len(RESTART_PAUSES_S):
+                self.on_hang()  # after an illegal access CUDA does nothing more in this process
             with self._changed:
                 if self._changed.wait_for(lambda: self._closed, timeout=pause_s):
                     return

@@ -24,7 +24,7 @@ from openbei.engine.buckets import best_tokens, bucket_of, buckets, loose_size
 from openbei.engine.executor import Device
 from openbei.engine.machine import CudaMachine, Machine, Stream
 from openbei.engine.precision import Precision, choose_precision
-from openbei.errors import InferenceFailed
+from openbei.errors import ConfigError, InferenceFailed
 from openbei.model.ops.cuda import CudaModel, Placement
 from openbei.model.spec import Batch, Model, ModelSpec, Output, Size, num_parameters, pack
 
@@ -95,7 +95,7 @@ class CudaExecutor:
             self._slots.put(self._make_slot(track))
         num_lanes = num_tracks * IN_FLIGHT
         self.device = Device(
-            f"{machine.name}, {num_tracks} streams", precision, num_lanes, self._measure(), divided=False
+            f"{machine.name}, {num_tracks} streams", precision, num_lanes, self._measure(), False, PATIENCE_S
         )
 
     def run(self, batch: Batch, output: Output, alone: bool) -> NDArray[np.float32]:
@@ -107,7 +107,11 @@ class CudaExecutor:
             try:
                 return self._run(batch, output)
             except torch.OutOfMemoryError as error:
-                self._give_up(batch, error)
+                self._shrink(batch)
+                if len(batch.lengths) == 1:
+                    raise InferenceFailed(
+                        f"an input of {batch.num_tokens} tokens does not fit in the GPU's memory"
+                    ) from error
         first, second = halves(batch)
         return np.concatenate((self.run(first, output, alone), self.run(second, output, alone)))
 
@@ -117,6 +121,9 @@ class CudaExecutor:
             rows, wait = self._launch(batch, output, slot)
             wait()
             return rows.numpy().copy()  # the slot is the next batch's from here on
+        except torch.OutOfMemoryError:
+            slot.track.stream.mark()()  # what was launched until then still reads the slot's words
+            raise
         finally:
             self._slots.put(slot)
 
@@ -144,13 +151,11 @@ class CudaExecutor:
         num_words = self._model.num_words(size)
         return slot.words[:num_words] if num_words <= len(slot.words) else self._machine.pinned(num_words, torch.int32)
 
-    def _give_up(self, batch: Batch, error: Exception) -> None:
+    def _shrink(self, batch: Batch) -> None:
         """Out of memory: remember the size, free what can be freed."""
         self._max_tokens = min(self._max_tokens, batch.num_tokens)
         free_bytes = self._machine.free_bytes()
-        if len(batch.lengths) == 1:
-            raise InferenceFailed(f"an input of {batch.num_tokens} tokens does not fit in the GPU's memory") from error
-        log.warning("%d tokens did not fit in memory (%d MB free); halving", batch.num_tokens, free_bytes >> 20)
+        log.warning("%d tokens did not fit in memory (%d MB free)", batch.num_tokens, free_bytes >> 20)
 
     # Start
 
@@ -175,18 +180,27 @@ class CudaExecutor:
         return Slot(track, words, self._machine.pinned(PINNED_ROWS, torch.float32))
 
     def _measure(self) -> int:
-        """The size of batch that nearly reaches the best rate, in tokens."""
-        seconds = {}
+        """The size of batch that nearly reaches the best rate, in tokens, of those that fit."""
+        seconds: dict[int, float] = {}
         for num_tokens in TIMED_TOKENS:
             batch = example(self._model.spec, Size(num_tokens, -(-num_tokens // TIMED_LENGTH)))
-            self._run(batch, self._output)
-            runs = []
-            for _ in range(TIMED_RUNS):
-                begin_s = time.perf_counter()
-                self._run(batch, self._output)
-                runs.append(time.perf_counter() - begin_s)
-            seconds[batch.num_tokens] = statistics.median(runs)
+            try:
+                seconds[batch.num_tokens] = self._timed(batch)
+            except torch.OutOfMemoryError:
+                self._shrink(batch)
+                break
+        if not seconds:
+            raise ConfigError("the GPU has no room for a batch beside the model")
         return best_tokens(seconds)
+
+    def _timed(self, batch: Batch) -> float:
+        self._run(batch, self._output)
+        runs = []
+        for _ in range(TIMED_RUNS):
+            begin_s = time.perf_counter()
+            self._run(batch, self._output)
+            runs.append(time.perf_counter() - begin_s)
+        return statistics.median(runs)
 
 
 def example(spec: ModelSpec, size: Size) -> Batch:

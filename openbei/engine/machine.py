@@ -57,6 +57,7 @@ class CudaMachine:
 
     def __init__(self, number: int = 0) -> None:
         self.location = f"cuda:{number}"
+        torch.cuda.set_device(number)  # of this thread: what names no device, as recording does in part, means this one
         # Partial sums of a product are added in float32, and not in 16 bit.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -78,10 +79,14 @@ class CudaMachine:
 
 
 class CudaStream:
-    """A CUDA stream and the memory pool that its graphs share: they never run at the same time."""
+    """A CUDA stream and the memory pool that its graphs share: they never run at the same time.
+
+    It comes after all that the making thread has launched until now, such as the casts of weights.
+    """
 
     def __init__(self, location: str) -> None:
         self._stream = torch.cuda.Stream(location)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(location))  # it would not wait by itself
         self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager

@@ -131,7 +131,8 @@ class Harness:
         with self.core._changed:
             self.core._queue.clear()
             self.core._closed = True
-        for run in self.core._executor.runs:  # type: ignore[attr-defined]
+        executor = vars(self.core).get("_executor")  # none while it is being mended
+        for run in executor.runs if executor else ():
             run.finish()
         self.core.close()
 

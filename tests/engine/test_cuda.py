@@ -11,8 +11,8 @@ import torch
 from openbei.engine import cuda
 from openbei.engine.buckets import buckets
 from openbei.engine.cuda import CudaExecutor, example, halves
-from openbei.engine.machine import CudaMachine, HostMachine, Machine
-from openbei.errors import InferenceFailed
+from openbei.engine.machine import CudaMachine, HostMachine, HostStream, Machine
+from openbei.errors import ConfigError, InferenceFailed
 from openbei.model.ops import torch as reference
 from openbei.model.spec import Batch, Model, Size, pack
 from openbei.weights.load import load
@@ -120,6 +120,43 @@ def test_out_of_memory_halves_the_batch_and_is_not_tried_again(
     cramped.seen.clear()
     executor.run(batch, "vectors", alone=True)
     assert cramped.seen == [256] * 4
+
+
+def test_words_of_a_batch_without_memory_are_not_written_over_while_they_are_read(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, waited = executor_of(model), []
+    mark = HostStream.mark
+
+    def marked(stream: HostStream) -> Callable[[], None]:
+        waited.append("asked")
+        return lambda: waited.append("waited") or mark(stream)()
+
+    monkeypatch.setattr(HostStream, "mark", marked)
+    Cramped(monkeypatch, 0)
+    with pytest.raises(InferenceFailed):
+        executor.run(batch_of(model, [60]), "states", alone=True)
+    assert waited == ["asked", "waited"]
+
+
+def test_sizes_that_do_not_fit_are_not_aimed_at(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "TIMED_TOKENS", (32, 64, 1024, 2048))
+    cramped = Cramped(monkeypatch, 512)
+    executor = executor_of(model)
+    assert executor.device.max_batch_tokens in (32, 64)
+    assert max(cramped.seen) == 1024  # no more is tried
+    assert executor.run(batch_of(model, [60] * 16), "vectors", alone=True).shape == (16, model.spec.width)
+
+
+def test_a_model_that_leaves_no_room_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "buckets", lambda _: [Size(16, 1)])
+    Cramped(monkeypatch, 16)
+    with pytest.raises(ConfigError, match="no room for a batch beside the model"):
+        executor_of(model)
+
+
+def test_a_device_that_hangs_is_given_up(model: Model) -> None:
+    assert executor_of(model).device.patience_s == cuda.PATIENCE_S
 
 
 def test_one_sequence_that_does_not_fit_is_an_error_and_the_next_works(

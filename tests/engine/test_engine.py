@@ -1,6 +1,7 @@
 """Level 7: the engine over a fake executor and a fake clock. Exact, and nothing sleeps."""
 
 import threading
+import weakref
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from openbei.config import EngineConfig
+from openbei.engine import core
 from openbei.engine.executor import Device
 from openbei.engine.request import Options, Request, Result
 from openbei.engine.start import start_engine
@@ -347,6 +349,47 @@ def test_restart_is_tried_again_when_it_fails(make: Make) -> None:
         running.result(WAIT_S)
     house.wait_until_ready()
     assert len(attempts) == 3
+
+
+def test_the_old_executor_is_gone_before_another_is_made(make: Make) -> None:
+    """Both at once may not fit in a device's memory."""
+    made: list[weakref.ref[FakeExecutor]] = []
+    alive = []
+
+    def remember(plain) -> FakeExecutor:
+        alive.append(sum(one() is not None for one in made))
+        executor = plain()
+        made.append(weakref.ref(executor))
+        return executor
+
+    house = make(make=remember)
+    running = submit(house, words(1))
+    house.next_run().fail(RuntimeError("boom"))
+    with pytest.raises(InferenceFailed):
+        running.result(WAIT_S)
+    house.wait_until_ready()
+    assert alive == [0, 0]
+
+
+def test_where_no_executor_starts_any_more_it_is_told_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an illegal access on a GPU, where nothing but another process helps."""
+    monkeypatch.setattr(core, "RESTART_PAUSES_S", (0.0, 0.0, 0.0))
+    attempts, told = [], []
+
+    def broken_for_long(plain) -> FakeExecutor:
+        attempts.append(len(told))
+        if 1 < len(attempts) < 7:
+            raise RuntimeError("the device is gone")
+        return plain()
+
+    house = make(make=broken_for_long)
+    house.core.on_hang = lambda: told.append(1)
+    running = submit(house, words(1))
+    house.next_run().fail(RuntimeError("boom"))
+    with pytest.raises(InferenceFailed):
+        running.result(WAIT_S)
+    house.wait_until_ready()
+    assert attempts == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_a_batch_that_hangs_fails_all_who_wait_until_the_device_answers_again(

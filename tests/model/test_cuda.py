@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
+from openbei.model.kernels.norm import Normed
 from openbei.model.ops import cuda
 from openbei.model.ops import torch as plain
 from openbei.model.ops.cuda import Placement
@@ -62,14 +62,16 @@ def test_padding_never_reaches_a_sequence(model: Model, device: str) -> None:
 
 @contextmanager
 def _poisoned(num_tokens: int) -> Iterator[None]:
-    right = cuda.embed
+    right = cuda.embed_norm
 
-    def embed(*args: Any) -> Tensor:
-        states = right(*args)
-        states[num_tokens:] = torch.nan
-        return states
+    def embed_norm(*args: Any) -> Normed:
+        normed = right(*args)
+        for states in (normed.x, normed.plain):
+            if states is not None:
+                states[num_tokens:] = torch.nan
+        return normed
 
-    with patch.object(cuda, "embed", embed):
+    with patch.object(cuda, "embed_norm", embed_norm):
         yield
 
 

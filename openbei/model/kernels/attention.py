@@ -159,7 +159,7 @@ def _launch(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     head_dim = q.shape[1] // how.num_heads
     blocks = blocks_of(head_dim, tiles.rows, q.dtype)
-    _attention_kernel[how.num_heads, len(tiles.sequence)](
+    _attention_kernel[(how.num_heads * len(tiles.sequence),)](  # the other axes end at 65535
         q,
         k,
         v,
@@ -178,6 +178,7 @@ def _launch(
         WINDOW=how.window,
         SOFTCAP=how.softcap,
         BIAS_RANK=0 if bias is None else bias.dim(),
+        HEADS=how.num_heads,
         GROUP=how.num_heads // how.num_kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_DIM=block_dim(head_dim),
@@ -210,6 +211,7 @@ def _attention_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BIAS_RANK: tl.constexpr,
+    HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -217,8 +219,8 @@ def _attention_kernel(
     BLOCK_KEYS: tl.constexpr,
 ):
     """One tile of one head. Every load is of a row of its own sequence."""
-    head = tl.program_id(0)
-    tile = tl.program_id(1)
+    head = tl.program_id(0) % HEADS  # heads of one tile run side by side: they may share their keys
+    tile = tl.program_id(0) // HEADS
     sequence = tl.load(sequence_ptr + tile)
     if sequence < 0:
         return

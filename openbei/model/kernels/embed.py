@@ -1,105 +1,119 @@
-"""Tokens to states: rows of the word, position and segment tables, summed. Ids are trusted to lie in the tables."""
+"""Tokens to states and through the norm that follows, in one launch: rows of the tables, summed and normed.
+
+Ids are trusted to lie in the tables. Rounded where separate launches would round, so that they would give the same.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from openbei.model.kernels import tl, triton
+from openbei.model.kernels.norm import Normed, Want, add_norm_twin, outputs_for, store_normed
+from openbei.model.kernels.quantize import program_for
+from openbei.model.ops import NormSpec
 
 
-def embed(
-    ids: Tensor,
-    positions: Tensor,
-    types: Tensor,
-    word: Tensor,
-    position: Tensor | None,
-    segment: Tensor | None,
-    scale: float,
-) -> Tensor:
-    """word[id] * scale (+ position[pos]) (+ segment[type]): int32 (T,) each -> (T, C) in the dtype of word.
+class Lookup(NamedTuple):
+    """word[id] * scale (+ position[pos]) (+ segment[type]).
 
-    word (V, C), position (P, C), segment (S, C): one dtype, contiguous. Summed in float32 and rounded once.
+    ids, positions, types: int32 (T,). word (V, C), position (P, C), segment (S, C): of one dtype, contiguous.
     """
-    run = _launch if word.is_cuda else embed_twin
-    return run(ids, positions, types, word, position, segment, scale)
+
+    ids: Tensor
+    positions: Tensor
+    types: Tensor
+    word: Tensor
+    position: Tensor | None
+    segment: Tensor | None
+    scale: float
 
 
-def embed_twin(
-    ids: Tensor,
-    positions: Tensor,
-    types: Tensor,
-    word: Tensor,
-    position: Tensor | None,
-    segment: Tensor | None,
-    scale: float,
-) -> Tensor:
-    """The definition of embed."""
-    x = word[ids].float() * scale
-    if position is not None:
-        x = x + position[positions].float()
-    if segment is not None:
-        x = x + segment[types].float()
-    return x.to(word.dtype)
+def embed_norm(
+    of: Lookup, weight: Tensor, bias: Tensor | None, spec: NormSpec, want: Want = "plain", keep_sum: bool = True
+) -> Normed:
+    """norm(what is looked up), (T, C) in the dtype of word: add_norm of it, which is summed in float32 and rounded."""
+    run = _launch if of.word.is_cuda else embed_norm_twin
+    return run(of, weight, bias, spec, want, keep_sum)
+
+
+def embed_norm_twin(
+    of: Lookup, weight: Tensor, bias: Tensor | None, spec: NormSpec, want: Want = "plain", keep_sum: bool = True
+) -> Normed:
+    """The definition of embed_norm."""
+    return add_norm_twin(looked_up(of), None, weight, bias, spec, want, keep_sum)
+
+
+def looked_up(of: Lookup) -> Tensor:
+    """The states before the norm, by plain PyTorch: (T, C)."""
+    x = of.word[of.ids].float() * of.scale
+    if of.position is not None:
+        x = x + of.position[of.positions].float()
+    if of.segment is not None:
+        x = x + of.segment[of.types].float()
+    return x.to(of.word.dtype)
 
 
 def _launch(
-    ids: Tensor,
-    positions: Tensor,
-    types: Tensor,
-    word: Tensor,
-    position: Tensor | None,
-    segment: Tensor | None,
-    scale: float,
-) -> Tensor:
-    width = word.shape[1]
-    out = torch.empty((len(ids), width), dtype=word.dtype, device=word.device)
-    block = triton.next_power_of_2(width)
-    _embed_kernel[(len(ids),)](
-        ids,
-        positions,
-        types,
-        word,
-        word if position is None else position,
-        word if segment is None else segment,
-        out,
-        scale,
-        width,
-        position is not None,
-        segment is not None,
-        block,
-        num_warps=warps(block),
+    of: Lookup, weight: Tensor, bias: Tensor | None, spec: NormSpec, want: Want = "plain", keep_sum: bool = True
+) -> Normed:
+    num_rows, width = len(of.ids), of.word.shape[1]
+    block, num_warps = program_for(width)
+    out = outputs_for(of.word, num_rows, want, keep_sum)
+    _embed_norm_kernel[(num_rows,)](
+        of.ids,
+        of.positions,
+        of.types,
+        of.word,
+        of.position,
+        of.segment,
+        weight,
+        bias,
+        out.x,
+        out.plain,
+        *(out.quantized or (None, None)),
+        of.scale,
+        spec.eps,
+        C=width,
+        BLOCK=block,
+        RMS=spec.kind == "rms",
+        num_warps=num_warps,
     )
     return out
 
 
-def warps(block: int) -> int:
-    """Warps for a program that holds `block` values of a row: 8 a thread, between 1 and 16 warps."""
-    return min(max(block // 256, 1), 16)
-
-
-@triton.jit(do_not_specialize=["scale"])
-def _embed_kernel(
+@triton.jit
+def _embed_norm_kernel(
     ids_ptr,
     positions_ptr,
     types_ptr,
     word_ptr,
     position_ptr,
     segment_ptr,
-    out_ptr,
+    weight_ptr,
+    bias_ptr,
+    total_ptr,
+    plain_ptr,
+    values_ptr,
+    scales_ptr,
     scale,
-    width,
-    POSITION: tl.constexpr,
-    SEGMENT: tl.constexpr,
+    eps,
+    C: tl.constexpr,
     BLOCK: tl.constexpr,
+    RMS: tl.constexpr,
 ):
-    row = tl.program_id(0)
-    column = tl.arange(0, BLOCK)
-    inside = column < width
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    real = columns < C
     token = tl.load(ids_ptr + row).to(tl.int64)
-    x = tl.load(word_ptr + token * width + column, inside, other=0.0).to(tl.float32) * scale
-    if POSITION:
+    s = tl.load(word_ptr + token * C + columns, mask=real, other=0.0).to(tl.float32) * scale
+    if position_ptr is not None:
         place = tl.load(positions_ptr + row).to(tl.int64)
-        x += tl.load(position_ptr + place * width + column, inside, other=0.0).to(tl.float32)
-    if SEGMENT:
+        s += tl.load(position_ptr + place * C + columns, mask=real, other=0.0).to(tl.float32)
+    if segment_ptr is not None:
         kind = tl.load(types_ptr + row).to(tl.int64)
-        x += tl.load(segment_ptr + kind * width + column, inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row.to(tl.int64) * width + column, x.to(out_ptr.dtype.element_ty), inside)
+        s += tl.load(segment_ptr + kind * C + columns, mask=real, other=0.0).to(tl.float32)
+    s = s.to(word_ptr.dtype.element_ty)
+    store_normed(
+        s, weight_ptr, bias_ptr, total_ptr, plain_ptr, values_ptr, scales_ptr, row, columns, real, eps, C, RMS
+    )  # fmt: skip

@@ -89,19 +89,15 @@ def _launch_add_norm(
 ) -> Normed:
     num_rows, width = x.shape
     block, num_warps = program_for(width)
-    total = x.new_empty(x.shape) if keep_sum and residual is not None else None
-    plain = None if want == "quantized" else x.new_empty(x.shape)
-    values = None if want == "plain" else torch.empty(x.shape, dtype=E4M3, device=x.device)
-    scale = None if want == "plain" else x.new_empty(num_rows, dtype=torch.float32)
+    out = outputs_for(x, num_rows, want, keep_sum and residual is not None)
     _add_norm_kernel[(num_rows,)](
         x,
         residual,
         weight,
         bias,
-        total,
-        plain,
-        values,
-        scale,
+        out.x,
+        out.plain,
+        *(out.quantized or (None, None)),
         x.stride(0),
         0 if residual is None else residual.stride(0),
         spec.eps,
@@ -110,8 +106,18 @@ def _launch_add_norm(
         RMS=spec.kind == "rms",
         num_warps=num_warps,
     )
-    quantized = None if values is None or scale is None else Quantized(values, scale)
-    return Normed(x if keep_sum and total is None else total, plain, quantized)
+    return out._replace(x=x) if keep_sum and residual is None else out
+
+
+def outputs_for(like: Tensor, num_rows: int, want: Want, keep_sum: bool) -> Normed:
+    """Room for what is wanted: num_rows rows of the width and the dtype of `like`."""
+    shape = num_rows, like.shape[1]
+    values = None if want == "plain" else torch.empty(shape, dtype=E4M3, device=like.device)
+    return Normed(
+        like.new_empty(shape) if keep_sum else None,
+        None if want == "quantized" else like.new_empty(shape),
+        None if values is None else Quantized(values, like.new_empty(num_rows, dtype=torch.float32)),
+    )
 
 
 def _launch_head_norm(x: Tensor, weight: Tensor, bias: Tensor | None, spec: NormSpec) -> Tensor:
@@ -159,6 +165,28 @@ def _add_norm_kernel(
     if residual_ptr is not None:
         r = tl.load(residual_ptr + row * residual_stride + columns, mask=real, other=0.0)
         s = (s.to(tl.float32) + r.to(tl.float32)).to(s.dtype)
+    store_normed(
+        s, weight_ptr, bias_ptr, total_ptr, plain_ptr, values_ptr, scales_ptr, row, columns, real, eps, C, RMS
+    )  # fmt: skip
+
+
+@triton.jit
+def store_normed(
+    s,
+    weight_ptr,
+    bias_ptr,
+    total_ptr,
+    plain_ptr,
+    values_ptr,
+    scales_ptr,
+    row,
+    columns,
+    real,
+    eps,
+    C: tl.constexpr,
+    RMS: tl.constexpr,
+):
+    """A row, its norm plain and quantised: what of these has somewhere to go. s: zero where not real."""
     if total_ptr is not None:
         tl.store(total_ptr + row * C + columns, s, mask=real)
     y = _normed(s.to(tl.float32), weight_ptr, bias_ptr, columns, real, eps, C, RMS).to(s.dtype)

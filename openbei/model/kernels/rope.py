@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from openbei.model.kernels import tl, triton
-from openbei.model.kernels.embed import warps
 
 
 class Angles(NamedTuple):
@@ -47,6 +46,11 @@ def rope_twin_(q: Tensor, k: Tensor, angles: Angles, norms: HeadNorms | None = N
             y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + norms.eps) * weight.float()
         first, second = y.to(x.dtype).float().chunk(2, dim=-1)
         heads.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
+
+
+def warps(block: int) -> int:
+    """Warps for a program that holds `block` values of a row: 8 a thread, between 1 and 16 warps."""
+    return min(max(block // 256, 1), 16)
 
 
 def _launch(q: Tensor, k: Tensor, angles: Angles, norms: HeadNorms | None = None) -> None:

@@ -5,7 +5,7 @@ twins take the same path on CPU tensors. `CudaModel.forward` only launches: no s
 nothing is read back, so that a CUDA graph can capture it.
 
 One launch does several operations, so some wait for the next one (Rows). Three rules:
-- add waits: the norm that follows adds, and keeps the sum if it is the next residual.
+- embed and add wait: the norm that follows looks up or adds, and keeps the sum if it is the next residual.
 - rope waits, and so does an RMS norm over each head before it: attention does both for q and k in one launch, in place.
 - norm makes the forms that are read: plain, FP8 or both, as DeviceNorm says. A product in FP8 whose input has no such
   form (attention's output) quantises it itself.
@@ -23,7 +23,7 @@ from torch import Tensor
 from openbei.model import transformer
 from openbei.model.kernels.activation import activate, gated
 from openbei.model.kernels.attention import Tiles, attention, rows_per_tile
-from openbei.model.kernels.embed import embed
+from openbei.model.kernels.embed import Lookup, embed_norm
 from openbei.model.kernels.few_rows import Workspace, few_rows, workspace
 from openbei.model.kernels.linear import gated_fp8, gated_linear, linear, linear_fp8
 from openbei.model.kernels.norm import add_norm, head_norm
@@ -42,12 +42,13 @@ __all__ = ["CudaModel", "CudaOps", "Placement", "Upload"]
 class Rows:
     """(rows, width) between two operations, in the forms that exist.
 
-    plain: as they are, columns of a wider product perhaps. quantized: in FP8. What waits to be done to plain, addend:
-    to be added; head_norm: a norm over each head, its weight and eps; rope: to be turned.
+    plain: as they are, columns of a wider product perhaps. quantized: in FP8. lookup: still in the tables. What waits
+    to be done to plain, addend: to be added; head_norm: a norm over each head, its weight and eps; rope: to be turned.
     """
 
     plain: Tensor | None
     quantized: Quantized | None = None
+    lookup: Lookup | None = None
     addend: Tensor | None = None
     head_norm: tuple[Tensor, float] | None = None
     rope: Rope | None = None
@@ -72,9 +73,10 @@ class CudaOps:
         self.dtype = weights.tables.word.dtype
 
     def embed(self, tables: Embedding, scale: float) -> Rows:
-        """Tables at the batch's ids: (T, C)."""
+        """Tables at the batch's ids, when they are normed: (T, C)."""
         of, batch = self.weights.tables, self.batch
-        return Rows(embed(batch.ids, batch.positions, batch.types, of.word, of.position, of.segment, scale))
+        tables = of.word, of.position, of.segment
+        return Rows(None, lookup=Lookup(batch.ids, batch.positions, batch.types, *tables, scale))
 
     def linear(self, x: Rows, linear: Linear, activation: Activation = "identity") -> Rows:
         """(rows, in) -> (rows, out)."""
@@ -99,8 +101,12 @@ class CudaOps:
         return Rows(x.whole(), addend=y.whole())
 
     def norm(self, x: Rows, norm: Norm, spec: NormSpec) -> Rows:
-        """(T, C) with what waits to be added, or by heads."""
+        """(T, C) with what waits to be looked up or added, or by heads."""
         of = self.weights.norms[id(norm)]
+        if x.lookup is not None:
+            normed = embed_norm(x.lookup, of.weight, of.bias, spec, of.want, of.keep_sum)
+            x.plain, x.lookup = normed.x, None
+            return Rows(normed.plain, normed.quantized)
         assert x.plain is not None
         if x.plain.shape[1] != len(of.weight):
             if self.spec.rope is not None and spec.kind == "rms":

@@ -1,0 +1,62 @@
+"""Every family's forward on a GPU that is not there: devices, dtypes, shapes, grids, and what it would compile."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from openbei.engine.buckets import buckets, loose_size
+from openbei.model.ops.cuda import CudaModel, Placement
+from openbei.model.ops.cuda_weights import Ways
+from openbei.model.spec import Array, Model, Size
+from tests import families
+from tests.model.fake_cuda import DEVICE, Key, gpu
+
+PLACEMENTS = {
+    "float32": Placement(DEVICE, "float32"),
+    "bfloat16": Placement(DEVICE, "bfloat16"),
+    "fp8": Placement(DEVICE, "bfloat16", fp8=True),
+    "fp8, own products": Placement(DEVICE, "bfloat16", True, Ways(few_rows=64, fused_gate=True)),
+}
+
+
+@pytest.fixture(params=families.ALL)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def placed(model: Model, placement: Placement) -> CudaModel:
+    return CudaModel(model, placement, _upload)
+
+
+def _upload(array: Array) -> Tensor:
+    return torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), device=DEVICE)
+
+
+def forward(model: CudaModel, size: Size, output: str) -> Tensor:
+    words = torch.empty(model.num_words(size), dtype=torch.int32, device=DEVICE)
+    return model.forward(words, size, output)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
+def test_a_forward_stays_on_its_device(model: Model, placement: Placement) -> None:
+    with gpu() as compiled:
+        on_gpu = placed(model, placement)
+        for size in (Size(1, 1), Size(5000, 300)):
+            for output, rows, width in (("vectors", 1, model.embedding_dim), ("states", 0, model.spec.width)):
+                got = forward(on_gpu, size, output)
+                assert (got.shape, got.dtype, str(got.device)) == ((size[rows], width), torch.float32, DEVICE)
+    assert {"_embed_norm_kernel", "_attention_kernel", "_pool_kernel"} <= {key[0] for key in compiled}
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet", "nomic-dynamic", "qwen3", "gemma2"])
+@pytest.mark.parametrize("placement", ["bfloat16", "fp8"])
+def test_nothing_is_compiled_once_the_buckets_are_recorded(model: Model, placement: str) -> None:
+    """A kernel that first met its arguments while requests wait would keep them waiting for seconds."""
+    with gpu() as compiled:
+        on_gpu = placed(model, PLACEMENTS[placement])
+        for size in buckets(512):
+            forward(on_gpu, size, "vectors")
+        recorded: set[Key] = set(compiled)
+        for size in (loose_size(4097, 1), loose_size(8192, 777), loose_size(300_000, 70_000)):
+            forward(on_gpu, size, "vectors")
+    assert compiled == recorded
