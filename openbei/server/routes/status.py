@@ -9,6 +9,7 @@ from openbei.engine.metrics import CONTENT_TYPE
 from openbei.engine.request import EngineInfo
 from openbei.errors import Unauthorized, Unhealthy
 from openbei.server.answers import json_answer
+from openbei.server.intake import name_of
 from openbei.server.route import Call, Route
 from openbei.wire.tei import Health, Info, ModelType
 
@@ -44,15 +45,17 @@ def model_type(facts: EngineInfo) -> ModelType:
 
 
 async def health(call: Call, _: None) -> Response:
-    """GET /health: the body is there because BEI's own client cannot read an empty one."""
-    if call.engine.status != "ready":
-        raise Unhealthy(f"unhealthy: {call.engine.status}")
+    """GET /health, of all models or of the one that is named; BEI's own client cannot read an empty body."""
+    name, models = name_of(call, None), call.models
+    troubles = models.troubles(*[models.choose(name, "any")] if name else models.all)
+    if troubles:
+        raise Unhealthy(f"unhealthy: {', '.join(troubles)}")
     return json_answer(Health())
 
 
 async def metrics(call: Call, _: None) -> Response:
     """GET /metrics."""
-    return Response(call.engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
+    return Response(call.models.render(), headers={"content-type": CONTENT_TYPE})
 
 
 def health_route(path: tuple[str, ...]) -> Route:
@@ -71,6 +74,7 @@ ROUTES = (
     Route(
         path=("/info",),
         handler=info,
+        asks="any",
         summary="What is served, within which limits",
         answer=Info,
         raises=(Unauthorized,),
