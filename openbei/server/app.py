@@ -20,13 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from openbei.config import ServerConfig
 from openbei.engine.models import Models, as_models
 from openbei.engine.request import Kind
-from openbei.errors import MethodNotAllowed, NotFound
+from openbei.errors import Forbidden, MethodNotAllowed, NotFound
 from openbei.server import docs
 from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed
 from openbei.server.intake import CUSTOMER_REQUEST_ID, MODEL_HEADER, REQUEST_ID, check_key, ids, ids_text, name_of, read
 from openbei.server.negotiate import SHAPE_HEADERS, compressed, to_json
 from openbei.server.route import Call, Route
-from openbei.server.routes import cohere, openai, platform, sparse, status, tei, tokens
+from openbei.server.routes import cohere, models, openai, platform, sparse, status, tei, tokens
 from openbei.server.trace import spans_of, with_traces
 from openbei.wire.tei import TEIError
 
@@ -51,16 +51,16 @@ EXPOSED_HEADERS = (*COMPUTE_HEADERS, *SHAPE_HEADERS, "retry-after", "retry-after
 
 def create_app(served: "Models | Engine", config: ServerConfig) -> ASGIApp:
     """Models, or one engine -> an ASGI app that serves them; HTTP only, it has no start or stop of its own."""
-    models = as_models(served)
+    all_models = as_models(served)
     embedding = (*openai.ROUTES, *tei.ROUTES, *sparse.ROUTES)
-    own = (*embedding, *cohere.ROUTES, *tokens.ROUTES, *platform.ROUTES, *status.ROUTES)
+    own = (*embedding, *cohere.ROUTES, *tokens.ROUTES, *platform.ROUTES, *models.ROUTES, *status.ROUTES)
     routes = (*platform.vertex_routes(config), *own)
     table = Table((*routes, *docs.routes(routes)))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         http = HTTPRequest(scope, receive)
-        path = served_path(scope["path"], config.default_route or default_route(models, http.headers))
-        call = Call(models, config, http, path, time.monotonic())
+        path = served_path(scope["path"], config.default_route or default_route(all_models, http.headers))
+        call = Call(all_models, config, http, path, time.monotonic())
         response = await compressed(call, await respond(call, table))
         log(call, response.status_code)
         await response(scope, receive, send)
@@ -124,6 +124,8 @@ async def handle(call: Call, routes: Sequence[Route]) -> Response:
         raise MethodNotAllowed(f"{', '.join(allowed)} is allowed here", allowed)
     if route.keyed:
         check_key(call.http.headers, call.config.api_key)
+    if route.needs_key and call.config.api_key is None:
+        raise Forbidden("models are loaded and unloaded only where the server was started with --api-key")
     body = None
     if route.body is not None:
         body = await read(call, route.body)

@@ -66,6 +66,7 @@ class Route:
 
     path: the first is the one that is documented, all are served; `{id}` at the end takes the rest of the path.
     body, answer: the types of both sides, None where there is no JSON. keyed: asks for the API key, if one is set.
+    needs_key: refused where none is set.
     asks: what the model must be able to do that answers, None where none is asked or the handler chooses it.
     measured: the answer's headers tell what it cost. raises: errors worth describing.
     """
@@ -79,6 +80,7 @@ class Route:
     media_type: str = "application/json"
     dialect: Dialect = "tei"
     keyed: bool = True
+    needs_key: bool = False
     asks: Asked | None = None
     measured: bool = False
     raises: tuple[type[errors.RequestError], ...] = ()

@@ -1,6 +1,6 @@
 """What the server says of itself: /info, /health, /metrics. Never waits for the engine."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
@@ -13,11 +13,19 @@ from openbei.server.intake import name_of
 from openbei.server.route import Call, Route
 from openbei.wire.tei import Health, Info, ModelType
 
+if TYPE_CHECKING:
+    from openbei.engine.engine import Engine
+
 
 async def info(call: Call, _: None) -> Response:
     """GET /info."""
-    config, facts = call.engine.config, call.engine.info
-    answer = Info(
+    return json_answer(described(call.engine))
+
+
+def described(engine: "Engine") -> Info:
+    """An engine -> its facts, and the limits in force."""
+    config, facts = engine.config, engine.info
+    return Info(
         model_id=facts.model_id,
         model_sha=facts.revision,
         model_dtype=facts.dtype,
@@ -32,7 +40,6 @@ async def info(call: Call, _: None) -> Response:
         tokenization_workers=facts.tokenization_workers,
         version=__version__,
     )
-    return json_answer(answer)
 
 
 def model_type(facts: EngineInfo) -> ModelType:
