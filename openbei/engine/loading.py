@@ -11,20 +11,17 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from openbei.config import EngineConfig
 from openbei.engine.budget import Budget
-from openbei.engine.models import Models
+from openbei.engine.models import Models, in_thread
 from openbei.engine.request import EngineInfo
-from openbei.errors import ConfigError, Conflict, LoadFailed, ModelError, OutOfMemory, Unhealthy
+from openbei.errors import ConfigError, Conflict, LoadFailed, ModelError, OutOfMemory, RequestError, Unhealthy
 
 if TYPE_CHECKING:
-    from openbei.engine.engine import Engine
     from openbei.weights.checkpoint import Checkpoint
 
-T = TypeVar("T")
 Configure = Callable[[str, str | None, str | None], EngineConfig]  # a model, its name and its revision
 
 log = logging.getLogger(__name__)
@@ -37,10 +34,8 @@ class LoadedModels(Models):
         super().__init__()
         self._budget, self._configure = budget, configure
         self._loading: set[str] = set()
-        self._leaving: dict[str, Engine] = {}
         self._starting = threading.Lock()  # guards _closed too
         self._closed = False
-        self._ending: set[Future[None]] = set()
 
     def start(self, checkpoint: "Checkpoint", config: EngineConfig) -> EngineInfo:
         """See that a model that was read fits, start it and take it in.
@@ -95,11 +90,8 @@ class LoadedModels(Models):
             info = self._read_and_start(self._configure(model, name, revision))
             log.info("loaded %r from %r", info.served_model_name, model)
             return info
-        except (ModelError, ConfigError) as error:
-            raise LoadFailed(str(error)) from None
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            raise LoadFailed(f"{where}{error.strerror or error}") from None
+        except (ModelError, ConfigError, OSError) as error:
+            raise as_answer(error) from None
 
     def _read_and_start(self, config: EngineConfig) -> EngineInfo:
         from openbei.engine.start import load_options
@@ -116,16 +108,10 @@ class LoadedModels(Models):
 
     async def unload(self, name: str) -> None:
         """As Models says; a caller that is cancelled does not stop it."""
-        self._leaving[name] = self.remove(name)
-        ended = in_thread(self._end, name)
-        self._ending.add(ended)
-        ended.add_done_callback(self._ending.discard)
-        await asyncio.wrap_future(ended)
+        await asyncio.wrap_future(self.let_go(name))
 
     def _end(self, name: str) -> None:
-        """Have an engine that nobody finds any more finish what it has; nothing else holds it, so it is freed."""
-        self._leaving[name].close()
-        del self._leaving[name]
+        super()._end(name)
         give_memory_back()
         self._budget.give_back(name)
         log.info("unloaded %r", name)
@@ -136,22 +122,16 @@ class LoadedModels(Models):
         with self._starting:  # a start that is under way is waited for, because OpenVINO cannot be interrupted
             self._closed = True
         super().close()
-        wait(tuple(self._ending))
 
 
-def in_thread(function: Callable[..., T], *args: Any) -> Future[T]:
-    """Call in a thread of its own, which keeps no process alive; the future cannot be cancelled."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(function(*args))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="models", daemon=True).start()
-    return future
+def as_answer(error: Exception) -> RequestError:
+    """Why a model did not come -> what whoever asked for it is told, in the words of the command line."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return LoadFailed(f"{where}{error.strerror or error}")
+    return LoadFailed(str(error))
 
 
 def give_memory_back() -> None:

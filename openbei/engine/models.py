@@ -5,8 +5,9 @@ from it. Any thread may read: the table is replaced, never changed.
 """
 
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from openbei.engine.metrics import render_all
 from openbei.engine.request import EngineInfo, Task
@@ -15,6 +16,7 @@ from openbei.errors import Conflict, Forbidden, UnknownModel
 if TYPE_CHECKING:
     from openbei.engine.engine import Engine
 
+T = TypeVar("T")
 Asked = Task | Literal["any"]  # what a model must be able to do, if no name says which one is meant
 
 
@@ -28,6 +30,8 @@ class Models:
     def __init__(self, *engines: "Engine") -> None:
         self._changing = threading.Lock()
         self._engines: Mapping[str, Engine] = {}
+        self._leaving: dict[str, Engine] = {}
+        self._ending: set[Future[None]] = set()
         self.several = False
         for engine in engines:
             self.add(engine)
@@ -55,11 +59,8 @@ class Models:
         """The engine of that very name. Raises UnknownModel."""
         engine = self._engines.get(name)
         if engine is None:
-            raise UnknownModel(f"no model {name!r} here; {', '.join(self._engines)} {self._verb()} served")
+            raise unknown(name, self._engines)
         return engine
-
-    def _verb(self) -> str:
-        return "is" if len(self._engines) == 1 else "are"
 
     def choose(self, name: str | None, asked: Asked) -> "Engine":
         """A request's name of a model, if it has one -> the engine that is meant. Raises UnknownModel.
@@ -118,6 +119,22 @@ class Models:
         """Have one answer what it was asked, and free its memory. Raises UnknownModel, Conflict."""
         raise Forbidden("this server unloads no models")
 
+    def let_go(self, name: str) -> "Future[None]":
+        """Take one out; the future is done when it has answered what it was asked, and is gone.
+
+        Raises UnknownModel, Conflict.
+        """
+        self._leaving[name] = self.remove(name)
+        left = in_thread(self._end, name)
+        self._ending.add(left)
+        left.add_done_callback(self._ending.discard)
+        return left
+
+    def _end(self, name: str) -> None:
+        """Have an engine that nobody finds any more finish what it has; nothing else holds it, so it is freed."""
+        self._leaving[name].close()
+        del self._leaving[name]
+
     def drain(self) -> None:
         """Nothing more is admitted; what was admitted is still answered."""
         for engine in self.all:
@@ -128,8 +145,29 @@ class Models:
         self.drain()
         for engine in self.all:
             engine.close()
+        wait(tuple(self._ending))
+
+
+def unknown(name: str, served: Iterable[str]) -> UnknownModel:
+    """The error for a name that no model has."""
+    return UnknownModel(f"there is no model {name!r} here, only {', '.join(served)}")
 
 
 def as_models(served: "Models | Engine") -> Models:
     """Models, or one engine -> Models."""
     return served if isinstance(served, Models) else Models(served)
+
+
+def in_thread(function: Callable[..., T], *args: Any) -> Future[T]:
+    """Call in a thread of its own, which keeps no process alive; the future cannot be cancelled."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="models", daemon=True).start()
+    return future
