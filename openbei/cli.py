@@ -4,13 +4,15 @@ Owns what a person types and reads; never touches tensors or requests. What take
 command that needs it, so that `bei --help` is quick and `bei serve` starts quickly.
 """
 
+import contextlib
 import gc
 import os
 import stat
 import sys
 import threading
 import time
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,9 +25,11 @@ from click.core import ParameterSource
 from openbei.config import EngineConfig, ServerConfig
 from openbei.deployments_cli import DEPLOYMENT, BuildCommand, ServeCommand, deployments
 from openbei.errors import ConfigError, OpenBeiError
-from openbei.flags import ConfigCommand, Secret, config_options, pick
+from openbei.flags import META, ConfigCommand, Secret, Typed, config_options, pick, split
+from openbei.wanted import settle, want_later
 
 if TYPE_CHECKING:
+    from openbei.engine.loading import Configure
     from openbei.engine.request import Kind
     from openbei.progress import Progress
     from openbei.weights.build import Examined, Phase
@@ -80,21 +84,27 @@ def _tei_options(command: Any) -> Any:
 
 
 @main.command(cls=ServeCommand, epilog="TEI's other flags are accepted too, each with a note that it does nothing.")
-@click.argument("model", required=False)
+@click.argument("models", metavar="[[NAME=]MODEL]...", nargs=-1)
 @config_options(EngineConfig)
 @config_options(ServerConfig)
 @click.option("--verify", is_flag=True, help="Of an artifact, hash the weights too before serving it")
 @_tei_options
 @click.pass_context
 def serve(ctx: click.Context, /, **values: Any) -> None:
-    """Serve MODEL over HTTP: a folder, an artifact, a hub id, a deployment, or the embedded all-MiniLM-L6-v2."""
+    """Serve each MODEL over HTTP: a folder, an artifact, a hub id, a deployment, or the embedded all-MiniLM-L6-v2.
+
+    Of several, a request is answered by the one that its field model or its header x-model names, else by the first
+    that is for its route.
+    """
     started_s = time.monotonic()
     gc.disable()  # what is made while starting is kept: looking through it takes 35 ms and finds nothing
     ctx.call_on_close(gc.enable)
-    _settle_model(ctx, values)
     _settle_tei(values)
-    config = ServerConfig(**pick(ServerConfig, values))
-    engine_config = EngineConfig(**pick(EngineConfig, values))
+    engines, config = _settle_models(ctx, values)
+    typed: Typed = ctx.meta[META]
+
+    def configure(model: str, name: str | None, revision: str | None) -> EngineConfig:
+        return want_later(typed, config, model, name, revision)
 
     from openbei import logs
 
@@ -104,11 +114,12 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
 
         check(config)
     config = _with_grpc(config)
-    _note_artifact(engine_config.model_id, values["verify"])
+    for one in engines:
+        _note_artifact(one.model_id, values["verify"])
     if config.frontends:
-        _serve_processes(engine_config, config, started_s)
+        _serve_processes(engines, config, configure, started_s)
     else:
-        _serve_here(engine_config, config, started_s)
+        _serve_here(engines, config, configure, started_s)
 
 
 def _with_grpc(config: ServerConfig) -> ServerConfig:
@@ -134,54 +145,81 @@ def _note_artifact(model: str | None, verify: bool) -> None:
         )
 
 
-def _serve_here(engine_config: EngineConfig, config: ServerConfig, started_s: float) -> None:
-    checkpoint = _load(engine_config)
+def _serve_here(
+    engines: Sequence[EngineConfig], config: ServerConfig, configure: "Configure", started_s: float
+) -> None:
+    checkpoints = [_load(one) for one in engines]
 
     from openbei.describe import served_facts
-    from openbei.engine.start import import_backend, start
+    from openbei.engine.budget import Budget
+    from openbei.engine.loading import LoadedModels
+    from openbei.engine.start import import_backend
 
-    import_backend(engine_config.device)
+    import_backend(engines[0].device)
     # Importing the web framework takes a fifth of a start; meanwhile OpenVINO compiles, which it was imported for.
     for name in ("serve", "grpc") if config.has_grpc else ("serve",):
         threading.Thread(target=import_module, args=(f"openbei.server.{name}",)).start()
-    with start(checkpoint, engine_config) as engine:
-        from openbei.server.serve import serve as serve_engine
+    with contextlib.closing(LoadedModels(Budget(config.max_model_bytes), configure)) as models:
+        facts = {}
+        for one in engines:
+            info = models.start(checkpoints[0], one)
+            facts[info.served_model_name] = served_facts(checkpoints.pop(0), one, info)  # which is then its engine's
+
+        from openbei.server.serve import serve as serve_models
 
         def on_ready(url: str) -> None:
-            facts = served_facts(checkpoint, engine_config, engine.info)
-            _print_ready(url, facts, config, engine.info.kind, time.monotonic() - started_s)
+            _print_ready(Ready(url, facts, models.first.info.kind, time.monotonic() - started_s), config)
 
-        serve_engine(engine, config, on_ready)
+        serve_models(models, config, on_ready)
 
 
-def _serve_processes(engine_config: EngineConfig, config: ServerConfig, started_s: float) -> None:
+def _serve_processes(
+    engines: Sequence[EngineConfig], config: ServerConfig, configure: "Configure", started_s: float
+) -> None:
     from openbei import logs
     from openbei.describe import served_facts
     from openbei.server.processes import EngineAt, Plan
     from openbei.server.supervisor import supervise
 
-    def on_ready(url: str, at: EngineAt) -> None:
-        facts = at.facts | {"processes": f"1 for the model, {config.frontends} for HTTP and tokenizing"}
-        _print_ready(url, facts, config, at.served.info.kind, time.monotonic() - started_s)
+    def on_ready(url: str, *engines_at: EngineAt) -> None:
+        processes = {"processes": f"1 for the model, {config.frontends} for HTTP and tokenizing"}
+        facts = {at.name: at.facts | processes for at in engines_at}
+        _print_ready(Ready(url, facts, engines_at[0].served.info.kind, time.monotonic() - started_s), config)
 
-    supervise(Plan(engine_config, config, partial(logs.start, config.json_output), served_facts), on_ready)
+    plan = Plan(engines[0], config, partial(logs.start, config.json_output), served_facts, others=tuple(engines[1:]))
+    supervise(plan, on_ready, configure)
 
 
-def _print_ready(url: str, facts: dict[str, Any], config: ServerConfig, kind: "Kind", seconds: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A server that answers: its address, what it serves by name, the kind of the first, and what the start took."""
+
+    url: str
+    facts: dict[str, dict[str, Any]]
+    kind: "Kind"
+    seconds: float
+
+
+def _print_ready(ready: Ready, config: ServerConfig) -> None:
     from openbei.describe import curl, table
 
     gc.freeze()  # nor is it looked through later, between requests
     gc.enable()
+    url, several = ready.url, len(ready.facts) > 1
     host = url.removeprefix("http://").rpartition(":")[0]
     found = ((config.grpc_port, f"{host}:{config.grpc_port}"), (config.grpc_socket, f"unix:{config.grpc_socket}"))
     grpc = ", ".join(address for value, address in found if value is not None)
     told = {"address": url, "docs": f"{url}/docs", "listens_on": config.hostname, "grpc": grpc}
-    facts = {name: value for name, value in told.items() if value} | facts
+    server = {name: value for name, value in told.items() if value}
+    models = [{"name": name, **facts} if several else facts for name, facts in ready.facts.items()]
     if config.json_output:
-        click.echo(orjson.dumps({"message": "ready", "seconds": round(seconds, 3), **facts}))
+        facts = {"models": models} if several else models[0]
+        click.echo(orjson.dumps({"message": "ready", "seconds": round(ready.seconds, 3), **server, **facts}))
         return
-    command = curl(url, kind, with_key=config.api_key is not None)
-    click.echo(f"openbei is ready after {seconds:.1f} s\n\n{table(facts)}\n\nTry it:\n  {command}\n")
+    tables = [table(server), *map(table, models)] if several else [table(server | models[0])]
+    command = curl(url, ready.kind, with_key=config.api_key is not None)
+    text = "\n\n".join(tables)
+    click.echo(f"openbei is ready after {ready.seconds:.1f} s\n\n{text}\n\nTry it:\n  {command}\n")
 
 
 def _load(config: EngineConfig) -> "Checkpoint":
@@ -189,6 +227,21 @@ def _load(config: EngineConfig) -> "Checkpoint":
     from openbei.weights.load import load
 
     return load(config.model_id, load_options(config))
+
+
+def _settle_models(ctx: click.Context, values: dict[str, Any]) -> tuple[list[EngineConfig], ServerConfig]:
+    """[NAME=]MODEL, none or one or several, and --model-id -> an EngineConfig for each, and the server's."""
+    words = values.pop("models")
+    if len(words) > 1:
+        if ctx.get_parameter_source("model_id") is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"MODEL is {words[0]} and --model-id is {values['model_id']}: give one of them", ctx)
+        return settle(ctx.meta[META], words)
+    name, values["model"] = split(words[0]) if words else (None, None)
+    _settle_model(ctx, values)
+    if name is not None and values["served_model_name"] not in (None, name):
+        raise click.UsageError(f"{words[0]} has a name, and --served-model-name is {values['served_model_name']}", ctx)
+    values["served_model_name"] = name or values["served_model_name"]
+    return [EngineConfig(**pick(EngineConfig, values))], ServerConfig(**pick(ServerConfig, values))
 
 
 def _settle_model(ctx: click.Context, values: dict[str, Any]) -> None:

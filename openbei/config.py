@@ -65,6 +65,9 @@ class ServerConfig:
     port: int = _flag(7997, "Port to listen on; 0 takes a free one", minimum=0)
     frontends: int = _flag(0, "Processes for HTTP and tokenizing beside one for the model; 0: all in one", minimum=0)
     api_key: str | None = _flag(None, "Key asked of every client (Authorization: Bearer KEY)", secret=True)
+    max_model_bytes: int | None = _flag(
+        None, "Bytes of all models' weights, in the precision computed in; what is free if not set", minimum=1
+    )
     payload_limit: int = _flag(32_000_000, "Bytes in one request body", minimum=1)
     cors_allow_origin: tuple[str, ...] = _flag((), "Origin allowed by CORS, repeatable; any if not set")
     compress: bool = _flag(True, "Compress long answers with zstd or gzip, for clients that take them")

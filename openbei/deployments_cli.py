@@ -18,7 +18,7 @@ from openbei.config import EngineConfig, ServerConfig
 from openbei.deployment_file import FILE, collection, file_of, is_artifact
 from openbei.engine.devices import gpu_number
 from openbei.errors import ConfigError, OpenBeiError
-from openbei.flags import ConfigCommand, pick
+from openbei.flags import META, ConfigCommand, Typed, pick, split
 
 if TYPE_CHECKING:
     from openbei.deployment import Deployment
@@ -34,7 +34,9 @@ class ServeCommand(ConfigCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; where MODEL is a deployment, parse again behind what its file says."""
         rest = super().parse_args(ctx, list(args))
-        file = file_of(ctx.params.get("model"))
+        ctx.meta[META] = Typed.of(ctx)
+        name, model = split(ctx.params["models"][0]) if len(ctx.params["models"]) == 1 else (None, None)
+        file = file_of(model)
         if file is None:
             return rest
         from openbei.deployment import read  # 15 ms that a server of no deployment need not wait for
@@ -51,7 +53,8 @@ class ServeCommand(ConfigCommand):
             rest = super().parse_args(ctx, [*deployment.arguments, *args])
         except click.UsageError as error:
             raise ConfigError(f"{file}: {error.format_message()}") from None
-        ctx.params["model"] = None
+        ctx.params["models"] = ()
+        ctx.params["served_model_name"] = name or ctx.params["served_model_name"]
         return rest
 
 

@@ -15,13 +15,16 @@
         ├── WrongTask           E15   ├── InferenceFailed      E16
         ├── Overloaded          E17   ├── Unhealthy            E18
         ├── DeadlineExceeded    E19   ├── InternalError        E20
-        └── TooSlow             the request did not come in within read_timeout_ms
+        ├── TooSlow             the request did not come in within read_timeout_ms
+        ├── UnknownModel        a model is asked for by a name that none has
+        └── of loading models while others are served: Forbidden, Conflict, LoadFailed, OutOfMemory
 
 Owns nothing but names, messages and statuses; it never touches HTTP or gRPC objects.
 A message says what was wrong, the limit and the given value; it never echoes a user's text.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 class OpenBeiError(Exception):
@@ -88,6 +91,10 @@ class NotFound(RequestError):
     """No such path or model (E06)."""
 
 
+class UnknownModel(RequestError):
+    """Several models are served, and none has the name that was asked for."""
+
+
 class MethodNotAllowed(RequestError):
     """The path exists, the method does not (E07)."""
 
@@ -136,6 +143,22 @@ class TooSlow(RequestError):
     """The request's head or body did not come in within read_timeout_ms."""
 
 
+class Forbidden(RequestError):
+    """Models are only loaded and unloaded where the server was started with an API key."""
+
+
+class Conflict(RequestError):
+    """Another model has that name or is being loaded under it, or the model is the last one."""
+
+
+class LoadFailed(RequestError):
+    """The model that was to be loaded cannot be served."""
+
+
+class OutOfMemory(RequestError):
+    """The weights would take more memory than max_model_bytes leaves, or than is free."""
+
+
 class InternalError(RequestError):
     """A bug in openbei (E20)."""
 
@@ -145,13 +168,15 @@ class Answer:
     """How one error looks on the wire.
 
     status: HTTP status. type: the `error_type` / `type` word of the bodies. grpc: gRPC status name.
-    metric: the `err` label of te_request_failure, None where TEI counts nothing.
+    metric: the `err` label of te_request_failure, None where TEI counts nothing. code: what OpenAI's clients read as
+    `code`, None for the status.
     """
 
     status: int
     type: str
     grpc: str
     metric: str | None = None
+    code: Literal["model_not_found"] | None = None
 
 
 ANSWERS: dict[type[RequestError], Answer] = {
@@ -164,6 +189,7 @@ ANSWERS: dict[type[RequestError], Answer] = {
     PayloadTooLarge: Answer(413, "Validation", "RESOURCE_EXHAUSTED"),
     Unauthorized: Answer(401, "Unauthorized", "UNAUTHENTICATED"),
     NotFound: Answer(404, "NotFound", "UNIMPLEMENTED"),
+    UnknownModel: Answer(404, "NotFound", "NOT_FOUND", code="model_not_found"),
     MethodNotAllowed: Answer(405, "MethodNotAllowed", "UNIMPLEMENTED"),
     EmptyInput: Answer(400, "Empty", "INVALID_ARGUMENT", "validation"),
     TokenizerFailed: Answer(422, "Tokenizer", "FAILED_PRECONDITION", "tokenization"),
@@ -173,6 +199,10 @@ ANSWERS: dict[type[RequestError], Answer] = {
     Unhealthy: Answer(503, "Unhealthy", "UNAVAILABLE"),
     DeadlineExceeded: Answer(504, "Timeout", "DEADLINE_EXCEEDED"),
     TooSlow: Answer(408, "Timeout", "DEADLINE_EXCEEDED"),
+    Forbidden: Answer(403, "Forbidden", "PERMISSION_DENIED"),
+    Conflict: Answer(409, "Conflict", "ALREADY_EXISTS"),
+    LoadFailed: Answer(422, "Model", "FAILED_PRECONDITION"),
+    OutOfMemory: Answer(507, "OutOfMemory", "RESOURCE_EXHAUSTED"),
     InternalError: Answer(500, "Backend", "INTERNAL"),
 }
 

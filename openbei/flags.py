@@ -7,12 +7,15 @@ Owns the spelling of flags, their types, and how booleans are read; never touche
 import ipaddress
 import types
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 BOOLEAN_WORDS = frozenset({"true", "false", "1", "0", "yes", "no", "on", "off"})
+META = "openbei.typed"  # where the context keeps what was typed
 SHORT_FORMS = {"port": ("-p",), "model_id": ("-m",)}
 
 
@@ -125,3 +128,33 @@ def _with_words(args: list[str], booleans: set[str]) -> Iterator[str]:
         following = args[position + 1 : position + 2]
         missing = arg in booleans and not (following and following[0].lower() in BOOLEAN_WORDS)
         yield f"{arg}=true" if missing else arg
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """What a person said: the command, every value, and which of these stand as flags on the command line."""
+
+    command: click.Command
+    values: dict[str, Any]
+    flags: frozenset[str]
+
+    @classmethod
+    def of(cls, ctx: click.Context) -> "Typed":
+        """A context that has just been parsed -> what was typed."""
+        values = ctx.params | {"hf_token": ctx.params["hf_token"] or ctx.params["hf_api_token"]}
+        return cls(ctx.command, values, given(ctx))
+
+
+def given(ctx: click.Context) -> frozenset[str]:
+    """The names of what stands on the command line."""
+    return frozenset(name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE)
+
+
+def split(word: str) -> tuple[str | None, str]:
+    """[NAME=]MODEL -> NAME, if there is one, and MODEL; what is there on this disk is a MODEL, whatever its letters."""
+    name, equals, model = word.partition("=")
+    if not equals or Path(word).expanduser().exists():
+        return None, word
+    if not name or not model:
+        raise click.UsageError(f"{word!r} must be NAME=MODEL, with both")
+    return name, model

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from openbei.config import DType
 from openbei.engine.executor import Device
-from openbei.engine.precision import full_name
+from openbei.engine.precision import BYTES, full_name
 from openbei.errors import ConfigError
 from openbei.model.ops.openvino_model import CompiledModel, CompileOptions, compile_model, native_bfloat16
 from openbei.model.spec import Batch, Model, Output, num_parameters, pack
@@ -81,6 +81,16 @@ class CpuExecutor:
         for num_tokens in WARM_UP_TOKENS:
             length = min(num_tokens, self._model.spec.max_length)
             graph.run(pack(self._model.spec, [[0] * length]))
+
+
+def held_bytes(model: Model, dtype: Literal["float32", "bfloat16"]) -> int:
+    """What the graphs hold of a model at the least: the weights of its products, once a graph.
+
+    Embedding tables, like all that is stored, stay in the files, which the system reads again when it has to.
+    """
+    products = num_parameters(model) - num_parameters(model.weights.embedding)
+    num_graphs = 2 if num_parameters(model) <= MAX_TWICE and count_cores() > 1 else 1
+    return products * BYTES[dtype] * num_graphs
 
 
 def choose_dtype(dtype: DType) -> Literal["float32", "bfloat16"]:

@@ -9,7 +9,7 @@ dashboards ask for the bare one. All methods may be called from any thread.
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import NamedTuple
 
@@ -192,9 +192,10 @@ class Metrics:
 
         Takes no lock: other processes count meanwhile anyhow, and each number is written at once.
         """
-        return "".join(exposition(metric) for metric in self._all()).encode()
+        return "".join(map(exposition, self.all())).encode()
 
-    def _all(self) -> Iterator[Metric]:
+    def all(self) -> Iterator[Metric]:
+        """Every metric, in the order of their declaration."""
         for entry in vars(self).values():
             if isinstance(entry, Metric):
                 yield entry
@@ -233,11 +234,28 @@ def failure(request: Request, error: BaseException | None) -> str | None:
     return answer(error).metric
 
 
-def exposition(metric: Metric) -> str:
-    """One metric -> its HELP, TYPE and sample lines."""
-    lines = [f"# HELP {metric.name} {metric.text}.", f"# TYPE {metric.name} {metric.kind}"]
-    lines += [f"{name} {number(value)}" for name, value in metric.samples()]
+def render_all(models: Mapping[str, Metrics]) -> bytes:
+    """The metrics of several models by name -> Prometheus text, UTF-8: the label `model` says whose a series is."""
+    columns = zip(*(metrics.all() for metrics in models.values()), strict=True)
+    return "".join(exposition(*column, names=list(models)) for column in columns).encode()
+
+
+def exposition(*metrics: Metric, names: Sequence[str] = ("",)) -> str:
+    """The same metric of each model -> its HELP, TYPE and sample lines; no label for the model without a name."""
+    first = metrics[0]
+    lines = [f"# HELP {first.name} {first.text}.", f"# TYPE {first.name} {first.kind}"]
+    for metric, model in zip(metrics, names, strict=True):
+        lines += [f"{labelled(name, model)} {number(value)}" for name, value in metric.samples()]
     return "\n".join(lines) + "\n"
+
+
+def labelled(series: str, model: str) -> str:
+    """A series -> the same with a label for the model, if it has a name."""
+    if not model:
+        return series
+    escaped = model.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    name, _, labels = series.partition("{")
+    return f'{name}{{model="{escaped}"' + (f",{labels}" if labels else "}")
 
 
 def number(value: float) -> str:

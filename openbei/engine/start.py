@@ -9,19 +9,22 @@ from functools import partial
 from pathlib import Path
 
 from openbei.config import DType, EngineConfig, PoolingFlag
+from openbei.engine.budget import Need, free_memory_bytes
 from openbei.engine.core import Clock, LocalCore
 from openbei.engine.devices import gpu_number
 from openbei.engine.engine import Engine
 from openbei.engine.executor import Executor
 from openbei.engine.metrics import Metrics
+from openbei.engine.precision import BYTES, choose_precision, needed_bytes
 from openbei.engine.probe import check_outputs
 from openbei.engine.settle import Served, activation_of, default_prompt, describe, kind_of, limited
 from openbei.errors import ConfigError
-from openbei.model.spec import Model
+from openbei.model.spec import Model, num_parameters
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
 from openbei.weights.modules import PoolingChoice
 
+ENOUGH_BYTES = 1 << 62
 POOLING_FLAGS: dict[PoolingFlag, PoolingChoice] = {
     "cls": "cls",
     "mean": "mean",
@@ -84,14 +87,36 @@ def make_executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
     return executor
 
 
+def need_of(checkpoint: Checkpoint, config: EngineConfig) -> Need:
+    """What a read model will take of the device that config asks for. Raises ConfigError."""
+    number, dtype, model = gpu_number(config.device), _dtype(checkpoint, config), checkpoint.model
+    if number is None:
+        from openbei.engine.cpu import choose_dtype, held_bytes
+
+        chosen = choose_dtype(dtype)
+        return Need(num_parameters(model) * BYTES[chosen], held_bytes(model, chosen), free_memory_bytes())
+    from openbei.engine.machine import CudaMachine
+
+    machine = CudaMachine(number)
+    free_bytes = machine.free_bytes()
+    try:
+        precision = choose_precision(dtype, model, machine.capability, free_bytes)
+    except ConfigError:  # for want of memory, or again
+        precision = choose_precision(dtype, model, machine.capability, ENOUGH_BYTES)
+    return Need(num_parameters(model) * BYTES[precision], needed_bytes(model, precision), free_bytes)
+
+
+def _dtype(checkpoint: Checkpoint, config: EngineConfig) -> DType:
+    if config.dtype == "auto" and checkpoint.artifact is not None:
+        return checkpoint.artifact.dtype
+    return config.dtype
+
+
 def _executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
-    dtype = config.dtype
-    if dtype == "auto" and checkpoint.artifact is not None:
-        dtype = checkpoint.artifact.dtype
     expansion = checkpoint.text.expansion
     if expansion is not None and not expansion.attended and gpu_number(config.device) is not None:
         raise ConfigError("queries are filled up with tokens that no other sees: only a CPU does that, not a GPU")
-    return import_backend(config.device)(checkpoint.model, dtype)
+    return import_backend(config.device)(checkpoint.model, _dtype(checkpoint, config))
 
 
 def import_backend(device: str) -> Callable[[Model, DType], Executor]:

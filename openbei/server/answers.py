@@ -117,7 +117,7 @@ def failed(error: Exception, dialect: Dialect) -> Response:
 
 ERROR_BODIES: dict[Dialect, Callable[[str, errors.Answer], Any]] = {
     "tei": lambda message, row: TEIError(message, row.type),
-    "openai": lambda message, row: OpenAIError(message=message, code=row.status, type=row.type),
+    "openai": lambda message, row: OpenAIError(message=message, code=row.code or row.status, type=row.type),
     "cohere": lambda message, _: CohereError(str(uuid.uuid4()), message, message),
 }
 

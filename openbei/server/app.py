@@ -18,14 +18,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openbei.config import ServerConfig
+from openbei.engine.models import Models, as_models
 from openbei.engine.request import Kind
-from openbei.errors import MethodNotAllowed, NotFound
+from openbei.errors import Forbidden, MethodNotAllowed, NotFound
 from openbei.server import docs
 from openbei.server.answers import CLIENT_GONE, COMPUTE_HEADERS, failed
-from openbei.server.intake import CUSTOMER_REQUEST_ID, REQUEST_ID, check_key, ids, ids_text, read
+from openbei.server.intake import CUSTOMER_REQUEST_ID, MODEL_HEADER, REQUEST_ID, check_key, ids, ids_text, name_of, read
 from openbei.server.negotiate import SHAPE_HEADERS, compressed, to_json
 from openbei.server.route import Call, Route
-from openbei.server.routes import cohere, openai, platform, sparse, status, tei, tokens
+from openbei.server.routes import cohere, models, openai, platform, sparse, status, tei, tokens
 from openbei.server.trace import spans_of, with_traces
 from openbei.wire.tei import TEIError
 
@@ -48,22 +49,29 @@ DEFAULT_ROUTES: dict[Kind, str] = {
 EXPOSED_HEADERS = (*COMPUTE_HEADERS, *SHAPE_HEADERS, "retry-after", "retry-after-ms", REQUEST_ID, CUSTOMER_REQUEST_ID)
 
 
-def create_app(engine: "Engine", config: ServerConfig) -> ASGIApp:
-    """Engine -> an ASGI app that serves it; HTTP only, it has no start or stop of its own."""
-    default_route = config.default_route or DEFAULT_ROUTES[engine.info.kind]
+def create_app(served: "Models | Engine", config: ServerConfig) -> ASGIApp:
+    """Models, or one engine -> an ASGI app that serves them; HTTP only, it has no start or stop of its own."""
+    all_models = as_models(served)
     embedding = (*openai.ROUTES, *tei.ROUTES, *sparse.ROUTES)
-    own = (*embedding, *cohere.ROUTES, *tokens.ROUTES, *platform.ROUTES, *status.ROUTES)
+    own = (*embedding, *cohere.ROUTES, *tokens.ROUTES, *platform.ROUTES, *models.ROUTES, *status.ROUTES)
     routes = (*platform.vertex_routes(config), *own)
     table = Table((*routes, *docs.routes(routes)))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        path = served_path(scope["path"], default_route)
-        call = Call(engine, config, HTTPRequest(scope, receive), path, time.monotonic())
+        http = HTTPRequest(scope, receive)
+        path = served_path(scope["path"], config.default_route or default_route(all_models, http.headers))
+        call = Call(all_models, config, http, path, time.monotonic())
         response = await compressed(call, await respond(call, table))
         log(call, response.status_code)
         await response(scope, receive, send)
 
     return with_traces(with_request_id(with_cors(app, config.cors_allow_origin)), spans_of(config))
+
+
+def default_route(models: Models, headers: Headers) -> str:
+    """What the model is called for that the header names, or else the first."""
+    name = headers.get(MODEL_HEADER)
+    return DEFAULT_ROUTES[(models.get(name) or models.first).info.kind]
 
 
 def served_path(path: str, default_route: str) -> str:
@@ -116,9 +124,13 @@ async def handle(call: Call, routes: Sequence[Route]) -> Response:
         raise MethodNotAllowed(f"{', '.join(allowed)} is allowed here", allowed)
     if route.keyed:
         check_key(call.http.headers, call.config.api_key)
+    if route.needs_key and call.config.api_key is None:
+        raise Forbidden("models are loaded and unloaded only where the server was started with --api-key")
     body = None
     if route.body is not None:
         body = await read(call, route.body)
+    if route.asks is not None:
+        call.chosen = call.models.choose(name_of(call, body), route.asks)
     return await route.handler(call, body)
 
 
@@ -128,7 +140,8 @@ def log(call: Call, status: int) -> None:
     if logger.isEnabledFor(level):
         http, elapsed_ms = call.http, (time.monotonic() - call.arrived_s) * 1000
         told = (http.method, http.scope["path"], status, elapsed_ms, ids_text(http.headers))
-        logger.log(level, "%s %r %d %.1f ms%s", *told)
+        model = f" model={call.chosen.info.served_model_name!r}" if call.models.several and call.chosen else ""
+        logger.log(level, "%s %r %d %.1f ms%s%s", *told, model)
 
 
 def with_request_id(app: ASGIApp) -> ASGIApp:

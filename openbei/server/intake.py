@@ -39,6 +39,7 @@ MILLISECONDS = re.compile(r"[0-9]{1,15}")
 POSITIVE = re.compile(r"\+?0*[1-9][0-9]*")
 REQUEST_ID = "x-request-id"
 CUSTOMER_REQUEST_ID = "x-baseten-customer-request-id"
+MODEL_HEADER = "x-model"
 BULK_WORDS = frozenset({"bulk", "batch", "low"})
 
 
@@ -62,6 +63,12 @@ def ids(headers: Mapping[str, str]) -> dict[str, str]:
 def ids_text(headers: Mapping[str, str]) -> str:
     """The ids as the end of a line of the log."""
     return "".join(f" {name}={value!r}" for name, value in ids(headers).items())
+
+
+def name_of(call: Call, body: Any) -> str | None:
+    """The model that a call names, if any: its header x-model, else its body, or its query where there is no body."""
+    named = call.http.query_params.get("model") if body is None else getattr(body, "model", None)
+    return call.http.headers.get(MODEL_HEADER) or named
 
 
 async def read(call: Call, shape: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What runs in each process of a server with frontends: one engine process, and the frontends.
+"""What runs in each process of a server with frontends: an engine process a model, and the frontends.
 
 Each imports only what it needs: a frontend neither a model's weights nor OpenVINO, the engine process no web framework.
 Owns their starts and ends; the supervisor (supervisor.py) owns how many there are, and what happens when one dies.
@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from openbei.config import EngineConfig, ServerConfig
+from openbei.engine.budget import Need
 from openbei.engine.request import EngineInfo
-from openbei.errors import OpenBeiError
+from openbei.errors import OpenBeiError, RequestError
 from openbei.server.child import follow
 
 if TYPE_CHECKING:
     from openbei.engine.executor import Executor
-    from openbei.engine.remote import RemoteCore
     from openbei.engine.settle import Served
     from openbei.weights.checkpoint import Checkpoint
 
@@ -37,8 +38,9 @@ log = logging.getLogger(__name__)
 class Plan:
     """What a server with frontends is to be. All of it is pickled.
 
-    set_up: called first in each process. describe: what a person wants to know of what is served. open_model: the
-    config -> the model, and what makes an executor for it; None is engine.start.open_model.
+    engine: the first model's; in an engine process its own. others: those beside it. set_up: called first in each
+    process. describe: what a person wants to know of what is served. open_model: the config -> the model, and what
+    makes an executor for it; None is engine.start.open_model.
     """
 
     engine: EngineConfig
@@ -46,33 +48,131 @@ class Plan:
     set_up: Callable[[], None]
     describe: "Callable[[Checkpoint, EngineConfig, EngineInfo], dict[str, Any]]"
     open_model: "Callable[[EngineConfig], tuple[Checkpoint, Callable[[], Executor]]] | None" = None
+    others: tuple[EngineConfig, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EngineAt:
-    """An engine process that is ready, the socket that it listens on, and what it serves. facts: Plan.describe's."""
+    """An engine process that is ready, the socket that it listens on, and what it serves. facts: Plan.describe's.
+
+    board: where the metrics of that model lie.
+    """
 
     path: Path
     served: "Served"
     facts: dict[str, Any]
+    board: Path = Path()
+
+    @property
+    def name(self) -> str:
+        """The name under which it is served."""
+        return self.served.info.served_model_name
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A frontend's own: its row of the board in that file, and the file descriptor of its listening socket."""
+    """A frontend's own: its row of every board, and the file descriptor of its listening socket."""
 
-    board: Path
     row: int
     listener: int
 
 
+# An engine process -> the supervisor: Wants, then an EngineAt or an error; to it: True, and None for the end.
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """A model that was read asks whether it may be loaded under that name; it waits for the answer, True."""
+
+    name: str
+    need: Need
+
+
+# The supervisor -> a frontend: All, then each EngineAt that comes or comes back, Leave, and Answer.
+# A frontend -> the supervisor: None when it listens, Has, Refused and Left, and AskLoad and AskUnload for its clients.
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every model there is. several: there are or were more than one."""
+
+    engines: tuple[EngineAt, ...]
+    several: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Let go of a model, once its requests are answered."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Has:
+    """A frontend serves a model."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A frontend cannot serve a model."""
+
+    name: str
+    error: OpenBeiError
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A frontend serves a model no longer."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskLoad:
+    """A client wants a model. number: of the question, of that frontend's."""
+
+    number: int
+    model: str
+    name: str | None
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AskUnload:
+    """A client wants a model to go."""
+
+    number: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a question: the model's name, or an error's class and words."""
+
+    number: int
+    name: str = ""
+    error: "tuple[type[RequestError], str] | None" = None
+
+
 def run_engine(pipe: "Connection[Any, Any]", plan: Plan, board: Path, path: Path) -> None:
-    """Be the engine process: load, compile, say an EngineAt or an error, and compute until told to end."""
+    """Be an engine process: read, ask whether there is room, compile, say an EngineAt or an error, and compute until
+    told to end.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends after the frontends, who have work in it
     import uvloop
 
     loop = uvloop.new_event_loop()
-    follow(pipe, lambda _: loop.call_soon_threadsafe(loop.stop))
+    granted: SimpleQueue[None] = SimpleQueue()
+
+    def on_message(message: Any) -> None:
+        if message:
+            granted.put(None)
+        else:
+            loop.call_soon_threadsafe(loop.stop)
+
+    follow(pipe, on_message)
     plan.set_up()
 
     from openbei.engine import start
@@ -83,6 +183,9 @@ def run_engine(pipe: "Connection[Any, Any]", plan: Plan, board: Path, path: Path
 
     try:
         checkpoint, make_executor = (plan.open_model or start.open_model)(plan.engine)
+        name = plan.engine.served_model_name or checkpoint.model_id
+        pipe.send(Wants(name, start.need_of(checkpoint, plan.engine)))
+        granted.get()
         metrics = Metrics(limited(checkpoint.text, plan.engine).max_length, Board.open(board, ENGINE_ROW))
         core, served = start.start_core(checkpoint, plan.engine, make_executor, metrics)
         core.on_hang = partial(os._exit, HUNG)  # nothing else ends a call that hangs; the supervisor starts another
@@ -90,47 +193,41 @@ def run_engine(pipe: "Connection[Any, Any]", plan: Plan, board: Path, path: Path
     except (OpenBeiError, OSError) as error:
         pipe.send(error)
         return
-    pipe.send(EngineAt(path, served, plan.describe(checkpoint, plan.engine, served.info)))
+    pipe.send(EngineAt(path, served, plan.describe(checkpoint, plan.engine, served.info), board))
     loop.run_forever()
     core.close()
 
 
 def run_frontend(pipe: "Connection[Any, Any]", plan: Plan, place: Place) -> None:
-    """Be a frontend: wait for an EngineAt, listen, say None or an error, and serve until SIGTERM.
+    """Be a frontend: wait for All, listen, say None or an error, and serve until SIGTERM.
 
-    Each further EngineAt is an engine that took over from one that died.
+    Each further EngineAt is a model that was loaded, or an engine that took over from one that died.
     """
     plan.set_up()
-    from openbei.engine.board import Board
-    from openbei.engine.engine import Engine
-    from openbei.engine.metrics import Metrics
-    from openbei.engine.remote import RemoteCore
+    from openbei.server.remote_models import RemoteModels
     from openbei.server.serve import run
 
-    remote = RemoteCore(plan.engine.max_concurrent_requests)
     try:
-        first: EngineAt = pipe.recv()
+        first: All = pipe.recv()
     except EOFError:
         return
+    models = RemoteModels(pipe.send, place.row)
     try:
-        metrics = Metrics(first.served.text.max_length, Board.open(place.board, place.row))
-        engine = Engine(first.served, remote, metrics)
+        for at in first.engines:
+            models.add(models.make(at))
     except OpenBeiError as error:
         pipe.send(error)
         return
+    models.several = first.several
+
+    async def before() -> None:
+        for at in first.engines:
+            await models.join(at)
 
     def on_ready() -> None:
         loop = asyncio.get_running_loop()
-        follow(pipe, lambda at: asyncio.run_coroutine_threadsafe(_join(remote, at.path), loop))
+        follow(pipe, lambda message: asyncio.run_coroutine_threadsafe(models.hear(message), loop))
         pipe.send(None)
 
     with socket.socket(fileno=place.listener) as listener:
-        run(engine, plan.server, listener, on_ready, lambda: _join(remote, first.path))
-
-
-async def _join(remote: "RemoteCore", path: Path) -> None:
-    """Connect to an engine; where that fails it has just died, and the supervisor will tell of another."""
-    try:
-        await remote.connect(path)
-    except OSError as error:
-        log.warning("the engine cannot be reached: %s", error)
+        run(models, plan.server, listener, on_ready, before)

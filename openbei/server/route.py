@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from openbei import errors
 from openbei.config import ServerConfig
+from openbei.engine.models import Asked, Models
 
 if TYPE_CHECKING:
     from openbei.engine.engine import Engine
@@ -26,6 +27,7 @@ INPUT_ERRORS: tuple[type[errors.RequestError], ...] = (
     errors.PayloadTooLarge,
     errors.UnsupportedMediaType,
     errors.InvalidInput,
+    errors.UnknownModel,
     errors.WrongTask,
     errors.InferenceFailed,
     errors.Overloaded,
@@ -35,15 +37,24 @@ INPUT_ERRORS: tuple[type[errors.RequestError], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """One request from a client. path: less the prefix of a gateway. arrived_s: time.monotonic() when it began."""
+    """One request from a client. path: less the prefix of a gateway. arrived_s: time.monotonic() when it began.
 
-    engine: "Engine"
+    chosen: the model that it means, once that is known.
+    """
+
+    models: Models
     config: ServerConfig
     http: HTTPRequest
     path: str
     arrived_s: float
+    chosen: "Engine | None" = None
+
+    @property
+    def engine(self) -> "Engine":
+        """The model that answers."""
+        return self.chosen or self.models.first
 
 
 Handler = Callable[[Call, Any], Awaitable[Response]]
@@ -55,6 +66,8 @@ class Route:
 
     path: the first is the one that is documented, all are served; `{id}` at the end takes the rest of the path.
     body, answer: the types of both sides, None where there is no JSON. keyed: asks for the API key, if one is set.
+    needs_key: refused where none is set.
+    asks: what the model must be able to do that answers, None where none is asked or the handler chooses it.
     measured: the answer's headers tell what it cost. raises: errors worth describing.
     """
 
@@ -67,6 +80,8 @@ class Route:
     media_type: str = "application/json"
     dialect: Dialect = "tei"
     keyed: bool = True
+    needs_key: bool = False
+    asks: Asked | None = None
     measured: bool = False
     raises: tuple[type[errors.RequestError], ...] = ()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from openbei.config import ServerConfig
+from openbei.engine.models import Models, as_models
 from openbei.server.app import create_app
 from openbei.server.connection import impatient
 from openbei.server.listen import listen, url
@@ -25,15 +26,15 @@ KEEP_ALIVE_S = 75  # longer than clients and proxies keep idle connections, so t
 GRACE_S = 10  # for clients that are slow to take their answer, after the engine has finished
 
 
-def serve(engine: "Engine", config: ServerConfig, on_ready: Callable[[str], None]) -> None:
-    """Serve the engine until SIGTERM or SIGINT, and return when what was in flight is answered.
+def serve(served: "Models | Engine", config: ServerConfig, on_ready: Callable[[str], None]) -> None:
+    """Serve models, or one engine, until SIGTERM or SIGINT, and return when what was in flight is answered.
 
-    on_ready: called once, with the URL, when the socket listens. The engine is drained and closed at the end; until
+    on_ready: called once, with the URL, when the socket listens. The models are drained and closed at the end; until
     then /health answers 503 and new requests are refused. A second signal does not wait. Signals are only
     heard in the main thread. Raises ConfigError if the address cannot be listened on.
     """
     with listen(config.hostname, config.port) as listener:
-        run(engine, config, listener, lambda: on_ready(url(listener)))
+        run(served, config, listener, lambda: on_ready(url(listener)))
 
 
 async def nothing() -> None:
@@ -41,31 +42,32 @@ async def nothing() -> None:
 
 
 def run(
-    engine: "Engine",
+    served: "Models | Engine",
     config: ServerConfig,
     listener: socket.socket,
     on_ready: Callable[[], None],
     before: Callable[[], Awaitable[None]] = nothing,
 ) -> None:
     """As serve, on a socket that is bound already. before is awaited before it listens, on_ready called after."""
-    server = Server(engine, config, on_ready, before)
+    server = Server(served, config, on_ready, before)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets=[listener]))
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but a signal drains the engine before the socket closes, and the process may exit 0 after it."""
+    """uvicorn, but a signal drains the models before the socket closes, and the process may exit 0 after it."""
 
     def __init__(
         self,
-        engine: "Engine",
+        served: "Models | Engine",
         config: ServerConfig,
         on_ready: Callable[[], None],
         before: Callable[[], Awaitable[None]] = nothing,
     ) -> None:
+        self.models = as_models(served)
         super().__init__(
             uvicorn.Config(
-                create_app(engine, config),
+                create_app(self.models, config),
                 http=impatient(config.read_timeout_ms),
                 ws="none",
                 lifespan="off",
@@ -77,7 +79,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
-        self.engine, self.before, self.on_ready = engine, before, on_ready
+        self.before, self.on_ready = before, on_ready
         self.server_config = config
         self.grpc: GrpcServer | None = None
         self.drainer = threading.Thread(target=self.drain, name="drain", daemon=True)
@@ -95,12 +97,12 @@ class Server(uvicorn.Server):
         """Listen for gRPC too; what that needs is imported only here."""
         from openbei.server.grpc import GrpcServer
 
-        server = GrpcServer(self.engine, self.server_config)
+        server = GrpcServer(self.models.first, self.server_config)
         await server.start()
         return server
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's hook: the engine is drained, and what is answered may still have to be sent."""
+        """uvicorn's hook: the models are drained, and what is answered may still have to be sent."""
         if self.grpc is not None:
             await self.grpc.stop(0 if self.force_exit else GRACE_S)
         await super().shutdown(sockets=sockets)
@@ -123,7 +125,6 @@ class Server(uvicorn.Server):
     def drain(self) -> None:
         """Wait for what is in flight while the socket still listens, so that others are told 503."""
         try:
-            self.engine.drain()
-            self.engine.close()
+            self.models.close()
         finally:
             self.should_exit = True

@@ -11,23 +11,22 @@ import msgspec
 from msgspec import Meta
 
 from openbei.errors import InvalidInput, MalformedBody
-from openbei.wire.inputs import Count, Queued
+from openbei.wire.inputs import Count, ModelName, Queued
 from openbei.wire.openai import Usage
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 Positive = Annotated[int, Meta(ge=1)]
 Document = str | dict[str, msgspec.Raw]  # raw, so that an answer repeats what was sent, digit for digit
-Model = Annotated[str | None, Meta(description="Any name; it is not checked.")]
 
 
 class RerankRequest(Queued, frozen=True, kw_only=True):
     """A query and the documents that may answer it. Documents that are too long are cut."""
 
+    model: ModelName = None
     query: str
     documents: Annotated[
         list[Document], Meta(description="Texts, or objects that hold one under `text`, or under the `rank_fields`.")
     ]
-    model: Model = None
     top_n: Annotated[Positive | None, Meta(description="Answer with the best N only. Default: all.")] = None
     rank_fields: Annotated[
         list[str] | None, Meta(description="The keys of an object that are ranked, a line each. Default: text.")
@@ -65,10 +64,10 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
 class EmbedRequest(Queued, frozen=True, kw_only=True):
     """Texts to embed, in `texts` or in `inputs`."""
 
+    model: ModelName = None
     texts: list[str] | None = None
     inputs: list[Content] | None = None
     images: Annotated[list[Any], Meta(max_length=0, description="Not read: must be empty.")] | None = None
-    model: Model = None
     input_type: Annotated[
         Literal["search_document", "search_query", "classification", "clustering"] | None,
         Meta(description="Picks the model's prompt for this use, if it has one."),

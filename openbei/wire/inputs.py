@@ -27,6 +27,14 @@ TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Count = Annotated[int, Meta(ge=0)]
 Direction = Literal["Right", "right", "Left", "left"]
 
+ModelName = Annotated[
+    str | None,
+    Meta(
+        description="Name of the model that shall answer, where several are served; one alone takes any name. "
+        "The header x-model goes first. Default: the first model that is for this."
+    ),
+]
+
 Inputs = Annotated[
     str | list[str | TokenId | list[TokenId]],
     Meta(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from openbei.wire.inputs import EmbedOptions, Inputs
+from openbei.wire.inputs import EmbedOptions, Inputs, ModelName
 
 Vector = Annotated[
     Any,
@@ -24,8 +24,8 @@ Vector = Annotated[
 class EmbeddingsRequest(EmbedOptions, frozen=True, kw_only=True):
     """Texts or token ids to embed. The options from `truncate` to `normalize` are openbei's addition."""
 
+    model: ModelName = None
     input: Inputs
-    model: Annotated[str | None, Meta(description="Any name; it is not checked.")] = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None, Meta(description="How the vectors are written. Default: float.")
     ] = None
@@ -71,7 +71,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The models that are served: always one."""
+    """The models that are served, in the order in which they were given or loaded."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -79,8 +79,8 @@ class Models:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAIError:
-    """What went wrong, without an outer `error` object. code: the HTTP status."""
+    """What went wrong, without an outer `error` object. code: the HTTP status, or model_not_found."""
 
     message: str
-    code: int
+    code: int | Literal["model_not_found"]
     type: str

@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from openbei.wire.inputs import EmbedOptions, Inputs, PromptOptions
+from openbei.wire.inputs import EmbedOptions, Inputs, ModelName, PromptOptions
 from openbei.wire.openai import Usage
 
 
 class EmbedSparseRequest(PromptOptions, frozen=True, kw_only=True):
     """Texts or token ids; the answer holds, of every input, the entries of its sparse vector."""
 
+    model: ModelName = None
     inputs: Inputs
 
 
@@ -35,8 +36,8 @@ class MultiVectorRequest(EmbedOptions, frozen=True, kw_only=True):
     prompt_name wins over input_type, which names a prompt too, where the model has one of that name.
     """
 
+    model: ModelName = None
     input: Inputs
-    model: Annotated[str | None, Meta(description="Any name; it is not checked.")] = None
     input_type: Annotated[
         Literal["query", "document"] | None, Meta(description="What the inputs are. Default: document.")
     ] = None

@@ -9,18 +9,20 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from openbei.wire.inputs import Count, EmbedOptions, Inputs, Message, PromptOptions, ScoreOptions, TokenId
+from openbei.wire.inputs import Count, EmbedOptions, Inputs, Message, ModelName, PromptOptions, ScoreOptions, TokenId
 
 
 class EmbedRequest(EmbedOptions, frozen=True, kw_only=True):
     """Texts or token ids to embed. The answer is a list with one vector an input, also for a single one."""
 
+    model: ModelName = None
     inputs: Inputs
 
 
 class EmbedAllRequest(PromptOptions, frozen=True, kw_only=True):
     """Texts or token ids; the answer holds, of every input, the last hidden state of every token."""
 
+    model: ModelName = None
     inputs: Inputs
 
 
@@ -30,6 +32,7 @@ class PredictRequest(ScoreOptions, frozen=True, kw_only=True):
     A chat is for models with a chat template, such as reward models; a text that such a template made is a text.
     """
 
+    model: ModelName = None
     inputs: Annotated[
         str | list[str | Message | list[str | Message]],
         Meta(
@@ -48,6 +51,7 @@ class PredictRequest(ScoreOptions, frozen=True, kw_only=True):
 class RerankRequest(ScoreOptions, frozen=True, kw_only=True):
     """A query and the texts that may answer it."""
 
+    model: ModelName = None
     query: str
     texts: list[str]
     return_text: Annotated[bool | None, Meta(description="Repeat the texts in the answer. Default: false.")] = None
@@ -69,6 +73,7 @@ class SimilarityOptions(PromptOptions, frozen=True, kw_only=True):
 class SimilarityRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Texts to compare by the cosine of their vectors. The answer is a list of one number a sentence."""
 
+    model: ModelName = None
     inputs: Sentences
     parameters: SimilarityOptions | None = None
 
@@ -76,6 +81,7 @@ class SimilarityRequest(msgspec.Struct, frozen=True, kw_only=True):
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Texts to cut into tokens. Nothing is truncated. The answer is a list with one list of tokens a text."""
 
+    model: ModelName = None
     inputs: str | list[str]
     add_special_tokens: Annotated[
         bool | None, Meta(description="With the tokens that the model needs around a text. Default: true.")
@@ -89,6 +95,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 class DecodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Token ids to turn into texts. The answer is a list with one text an id list."""
 
+    model: ModelName = None
     ids: Annotated[list[TokenId | list[TokenId]], Meta(description="One list of token ids, or a list of such lists.")]
     skip_special_tokens: Annotated[bool | None, Meta(description="Leave out the special tokens. Default: true.")] = None
 
@@ -102,6 +109,7 @@ class VertexRequest(msgspec.Struct, frozen=True, kw_only=True):
 class PredictTokensRequest(ScoreOptions, frozen=True, kw_only=True):
     """Texts to label token by token. raw_scores is for the strategy none only: every label with its logit."""
 
+    model: ModelName = None
     inputs: Annotated[
         str | list[str | list[str]],
         Meta(description="One text, a list of texts, or lists of texts, which are put end to end."),

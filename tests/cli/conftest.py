@@ -49,7 +49,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         seen.server = config
         on_ready("http://127.0.0.1:7997")
 
-    def supervise(plan: Plan, on_ready: Callable[[str, EngineAt], None]) -> None:
+    def supervise(plan: Plan, on_ready: Callable[[str, EngineAt], None], _configure: object) -> None:
         seen.plan = plan
         info = FakeEngine(plan.engine).info
         served = Served(plan.engine, info, checkpoint().text, None, None)

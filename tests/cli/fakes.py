@@ -63,3 +63,9 @@ class FakeEngine:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def drain(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

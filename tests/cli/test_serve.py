@@ -35,6 +35,7 @@ EVERY_SERVER_FIELD: dict[str, Any] = {
     "port": 0,
     "frontends": 0,
     "api_key": "key_secret",
+    "max_model_bytes": 1_000_000,
     "payload_limit": 9,
     "cors_allow_origin": ("http://a", "http://b"),
     "compress": False,

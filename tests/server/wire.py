@@ -52,5 +52,5 @@ def error(response: httpx.Response) -> tuple[int, str | None]:
         assert set(body) == {"error", "error_type"}
         return response.status_code, body["error_type"]
     assert set(body) == {"message", "code", "type"}
-    assert body["code"] == response.status_code
+    assert body["code"] in {response.status_code, "model_not_found"}
     return response.status_code, body["type"]

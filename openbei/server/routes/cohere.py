@@ -35,6 +35,7 @@ from openbei.wire.cohere import (
 from openbei.wire.openai import Usage
 
 Version = Literal["1", "2"]
+RERANK = "Order documents by how well they answer"
 
 PROMPTS = {  # input_type -> the names that models give to its prompt, the first they have is taken
     "search_query": ("query",),
@@ -161,10 +162,8 @@ def post(path: str, compute: Compute, summary: str, body: type, answer: Any) -> 
 
 
 ROUTES = (
-    post(
-        "/v1/rerank", rerank_v1, "Order documents by how well they answer (Jina, Cohere v1)", RerankV1Request, Reranked
-    ),
-    post("/v2/rerank", rerank_v2, "Order documents by how well they answer (Cohere v2)", RerankV2Request, Reranked),
+    replace(post("/v1/rerank", rerank_v1, f"{RERANK} (Jina, Cohere v1)", RerankV1Request, Reranked), asks="rerank"),
+    replace(post("/v2/rerank", rerank_v2, f"{RERANK} (Cohere v2)", RerankV2Request, Reranked), asks="rerank"),
     post("/v1/embed", embed_v1, "Embed texts (Cohere v1)", EmbedV1Request, Embedded),
     post("/v2/embed", embed_v2, "Embed texts (Cohere v2)", EmbedV2Request, Embedded),
 )

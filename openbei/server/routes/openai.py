@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from openbei.errors import NotFound, Unauthorized
+from openbei.errors import Unauthorized, UnknownModel
 from openbei.server.answers import Outcome, base64_rows, json_answer, measured, vectors
 from openbei.server.intake import answered, engine_request
 from openbei.server.route import INPUT_ERRORS, Call, Route
@@ -31,19 +31,18 @@ async def embeddings(call: Call, body: EmbeddingsRequest) -> Outcome:
 
 async def models(call: Call, _: None) -> Response:
     """GET /v1/models."""
-    return json_answer(Models(data=[served(call)]))
+    return json_answer(Models(data=[described(name) for name in call.models.names]))
 
 
 async def model(call: Call, _: None) -> Response:
     """GET /v1/models/{id}: the id may hold slashes, raw or as %2F."""
-    if call.path.removeprefix("/v1/models/") != call.engine.info.served_model_name:
-        raise NotFound(f"no such model here; {call.engine.info.served_model_name} is served")
-    return json_answer(served(call))
+    engine = call.models.named(call.path.removeprefix("/v1/models/"))
+    return json_answer(described(engine.info.served_model_name))
 
 
-def served(call: Call) -> Model:
-    """The one model of this server."""
-    return Model(id=call.engine.info.served_model_name, created=STARTED_S)
+def described(name: str) -> Model:
+    """A model of this server."""
+    return Model(id=name, created=STARTED_S)
 
 
 ROUTES = (
@@ -54,6 +53,7 @@ ROUTES = (
         summary="Embed texts or token ids (OpenAI)",
         method="POST",
         body=EmbeddingsRequest,
+        asks="embed",
         answer=Embeddings,
         dialect="openai",
         raises=INPUT_ERRORS,
@@ -61,7 +61,7 @@ ROUTES = (
     Route(
         path=("/v1/models",),
         handler=models,
-        summary="List the served model",
+        summary="List the served models",
         answer=Models,
         dialect="openai",
         raises=(Unauthorized,),
@@ -69,9 +69,9 @@ ROUTES = (
     Route(
         path=("/v1/models/{id}",),
         handler=model,
-        summary="Describe the served model",
+        summary="Describe a served model",
         answer=Model,
         dialect="openai",
-        raises=(Unauthorized, NotFound),
+        raises=(Unauthorized, UnknownModel),
     ),
 )

@@ -5,6 +5,7 @@ Owns the choice of the route that is meant; never touches what that route does.
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -14,9 +15,10 @@ from openbei.config import ServerConfig
 from openbei.engine.request import Kind
 from openbei.errors import BatchTooLarge, InvalidInput
 from openbei.server.answers import Compute, json_answer, measured
-from openbei.server.intake import decode, explain, read
+from openbei.server.intake import decode, explain, name_of, read
 from openbei.server.route import INPUT_ERRORS, Call, Route
 from openbei.server.routes import sparse, status, tei
+from openbei.wire.inputs import ModelName
 from openbei.wire.sparse import EmbedSparseRequest, MultiVectorRequest
 from openbei.wire.tei import (
     EmbedRequest,
@@ -42,38 +44,53 @@ ACTIONS: dict[Kind, Action] = {
 }
 
 
-class Inputs(msgspec.Struct):
-    """As much of a body as tells what it asks for."""
+class Whom(msgspec.Struct):
+    """As much of a body as tells which model it asks."""
 
-    inputs: msgspec.Raw
+    model: ModelName = None
+
+
+class Meant(Whom):
+    """And what it asks for."""
+
+    inputs: msgspec.Raw = msgspec.Raw(b"null")
 
 
 async def default(call: Call, _: None) -> Response:
     """POST /: what the model is for; of an embedding model, an object as inputs asks for similarities."""
     body = bytes(await read(call, msgspec.Raw))
+    meant = decode(body, Meant)
+    call.chosen = call.models.choose(name_of(call, meant), "any")
     shape, compute = ACTIONS[call.engine.info.kind]
-    if call.engine.info.kind == "embedding" and bytes(decode(body, Inputs).inputs).startswith(b"{"):
+    if call.engine.info.kind == "embedding" and bytes(meant.inputs).startswith(b"{"):
         shape, compute = SIMILARITY
     return await measured(compute)(call, decode(body, shape))
 
 
 async def vertex(call: Call, body: VertexRequest) -> Response:
-    """POST /vertex: all instances at once; the first that fails is the answer."""
+    """POST /vertex: all instances at once, each by the model that it names; the first that fails is the answer."""
     limit = call.engine.config.max_client_batch_size
     if len(body.instances) > limit:
         raise BatchTooLarge(f"batch size {len(body.instances)} > maximum allowed batch size {limit}")
     actions = [action(call, instance, index) for index, instance in enumerate(body.instances)]
     # If one fails, its error is the answer; once that is sent, intake.answered drops what the others still wait for.
-    outcomes = await asyncio.gather(*(compute(call, shaped) for compute, shaped in actions))
+    outcomes = await asyncio.gather(*(compute(one, shaped) for compute, one, shaped in actions))
     return json_answer(VertexPredictions([value for value, _ in outcomes]))
 
 
-def action(call: Call, instance: Mapping[str, Any], index: int) -> tuple[Compute, Any]:
-    """One instance -> what answers it, and its body. Raises InvalidInput."""
-    kind = call.engine.info.kind
-    shape, compute = RERANK if {"query", "texts"} <= instance.keys() else ACTIONS[VERTEX_KINDS.get(kind, kind)]
+def action(call: Call, instance: Mapping[str, Any], index: int) -> tuple[Compute, Call, Any]:
+    """One instance -> what answers it, and the call and the body for that. Raises InvalidInput, UnknownModel."""
+    ranks, name = {"query", "texts"} <= instance.keys(), name_of(call, converted(instance, Whom, index))
+    chosen = call.models.choose(name, "rerank" if ranks else "any")
+    kind = chosen.info.kind
+    shape, compute = RERANK if ranks else ACTIONS[VERTEX_KINDS.get(kind, kind)]
+    return compute, replace(call, chosen=chosen), converted(instance, shape, index)
+
+
+def converted(instance: Mapping[str, Any], shape: Any, index: int) -> Any:
+    """One instance -> that shape. Raises InvalidInput."""
     try:
-        return compute, msgspec.convert(instance, shape)
+        return msgspec.convert(instance, shape)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"instance {index}: {explain(error, shape)}") from None
 

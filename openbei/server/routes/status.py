@@ -1,6 +1,6 @@
 """What the server says of itself: /info, /health, /metrics. Never waits for the engine."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
@@ -9,14 +9,23 @@ from openbei.engine.metrics import CONTENT_TYPE
 from openbei.engine.request import EngineInfo
 from openbei.errors import Unauthorized, Unhealthy
 from openbei.server.answers import json_answer
+from openbei.server.intake import name_of
 from openbei.server.route import Call, Route
 from openbei.wire.tei import Health, Info, ModelType
+
+if TYPE_CHECKING:
+    from openbei.engine.engine import Engine
 
 
 async def info(call: Call, _: None) -> Response:
     """GET /info."""
-    config, facts = call.engine.config, call.engine.info
-    answer = Info(
+    return json_answer(described(call.engine))
+
+
+def described(engine: "Engine") -> Info:
+    """An engine -> its facts, and the limits in force."""
+    config, facts = engine.config, engine.info
+    return Info(
         model_id=facts.model_id,
         model_sha=facts.revision,
         model_dtype=facts.dtype,
@@ -31,7 +40,6 @@ async def info(call: Call, _: None) -> Response:
         tokenization_workers=facts.tokenization_workers,
         version=__version__,
     )
-    return json_answer(answer)
 
 
 def model_type(facts: EngineInfo) -> ModelType:
@@ -44,15 +52,17 @@ def model_type(facts: EngineInfo) -> ModelType:
 
 
 async def health(call: Call, _: None) -> Response:
-    """GET /health: the body is there because BEI's own client cannot read an empty one."""
-    if call.engine.status != "ready":
-        raise Unhealthy(f"unhealthy: {call.engine.status}")
+    """GET /health, of all models or of the one that is named; BEI's own client cannot read an empty body."""
+    name, models = name_of(call, None), call.models
+    troubles = models.troubles(*[models.choose(name, "any")] if name else models.all)
+    if troubles:
+        raise Unhealthy(f"unhealthy: {', '.join(troubles)}")
     return json_answer(Health())
 
 
 async def metrics(call: Call, _: None) -> Response:
     """GET /metrics."""
-    return Response(call.engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
+    return Response(call.models.render(), headers={"content-type": CONTENT_TYPE})
 
 
 def health_route(path: tuple[str, ...]) -> Route:
@@ -71,6 +81,7 @@ ROUTES = (
     Route(
         path=("/info",),
         handler=info,
+        asks="any",
         summary="What is served, within which limits",
         answer=Info,
         raises=(Unauthorized,),

@@ -1,6 +1,7 @@
 """TEI's and BEI's routes: a translation between their bodies and the engine's words, and nothing else."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def cosines(rows: NDArray[np.float32]) -> Any:
 
 
 def post(path: str, compute: Compute, summary: str, body: type, answer: Any) -> Route:
-    """A row of the table below."""
+    """A row of the table below, for models that embed."""
     return Route(
         path=(path,),
         handler=measured(compute),
@@ -136,6 +137,7 @@ def post(path: str, compute: Compute, summary: str, body: type, answer: Any) -> 
         method="POST",
         body=body,
         answer=answer,
+        asks="embed",
         measured=True,
         raises=INPUT_ERRORS,
     )
@@ -143,15 +145,26 @@ def post(path: str, compute: Compute, summary: str, body: type, answer: Any) -> 
 
 ROUTES = (
     post("/embed", embed, "Embed texts or token ids (TEI)", EmbedRequest, Vectors),
-    post("/embed_all", embed_all, "The last hidden state of every token (TEI)", EmbedAllRequest, TokenVectors),
-    post("/predict", predict, "Classify texts, pairs or chats (TEI)", PredictRequest, Predictions),
-    post("/rerank", rerank, "Order texts by how well they answer a query (TEI)", RerankRequest, list[Rank]),
+    replace(
+        post("/embed_all", embed_all, "The last hidden state of every token (TEI)", EmbedAllRequest, TokenVectors),
+        asks="embed_tokens",
+    ),
+    replace(
+        post("/predict", predict, "Classify texts, pairs or chats (TEI)", PredictRequest, Predictions), asks="classify"
+    ),
+    replace(
+        post("/rerank", rerank, "Order texts by how well they answer a query (TEI)", RerankRequest, list[Rank]),
+        asks="rerank",
+    ),
     post("/similarity", similarity, "Compare texts by their vectors (TEI)", SimilarityRequest, list[float]),
-    post(
-        "/predict_tokens",
-        predict_tokens,
-        "Label tokens, or find entities (BEI)",
-        PredictTokensRequest,
-        TokenPredictions,
+    replace(
+        post(
+            "/predict_tokens",
+            predict_tokens,
+            "Label tokens, or find entities (BEI)",
+            PredictTokensRequest,
+            TokenPredictions,
+        ),
+        asks="classify_tokens",
     ),
 )
