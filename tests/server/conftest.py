@@ -8,8 +8,11 @@ import pytest
 
 from openbei.config import EngineConfig
 from openbei.engine.engine import Engine
+from openbei.engine.request import Kind
 from openbei.engine.start import open_engine
+from tests.server.clients import Serve
 from tests.server.fakes import FakeEngine
+from tests.server.live import running
 from tests.server.wire import Wire
 
 Opened = Callable[..., Wire]
@@ -38,3 +41,20 @@ def opened() -> Iterator[Opened]:
     yield one
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """A kind of model -> its engine and the address of a server on it."""
+    opened = []
+
+    def one(kind: Kind = "embedding", **config: Any) -> tuple[FakeEngine, str]:
+        engine = FakeEngine(kind, max_client_batch_size=128)
+        server = running(engine, **config)
+        address, _ = server.__enter__()
+        opened.append(server)
+        return engine, address
+
+    yield one
+    for server in opened:
+        server.__exit__(None, None, None)

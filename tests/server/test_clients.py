@@ -5,7 +5,6 @@
 
 import base64
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,54 +18,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from langchain_openai import OpenAIEmbeddings
 
 from openbei import errors
-from openbei.engine.finish import activated, normalized
-from openbei.engine.request import Kind, Options, Pair, Request, Result
-from tests.server.fakes import LABELS, FakeEngine, tokens, vector
-from tests.server.live import running
-
-TEXTS = ["fox", "whale", "né"]
-Serve = Callable[..., tuple[FakeEngine, str]]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """A kind of model -> its engine and the address of a server on it."""
-    opened = []
-
-    def one(kind: Kind = "embedding", **config: Any) -> tuple[FakeEngine, str]:
-        engine = FakeEngine(kind, max_client_batch_size=128)
-        server = running(engine, **config)
-        address, _ = server.__enter__()
-        opened.append(server)
-        return engine, address
-
-    yield one
-    for server in opened:
-        server.__exit__(None, None, None)
-
-
-def unit(texts: list[str], dimensions: int | None = None) -> np.ndarray:
-    return normalized(np.stack([vector(text)[:dimensions] for text in texts]))
-
-
-def ranks(query: str, texts: list[str]) -> list[tuple[int, float]]:
-    scores = [float(activated(vector(Pair(query, text))[:1], "sigmoid")[0]) for text in texts]
-    order = sorted(range(len(texts)), key=lambda place: -scores[place])
-    return [(place, pytest.approx(scores[place], rel=1e-6)) for place in order]
-
-
-def overload(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, times: int) -> list[Request]:
-    """The first calls of submit are refused; all calls are noted."""
-    submit, asked = engine.submit, []
-
-    def refusing(request: Request) -> Future[Result]:
-        asked.append(request)
-        if len(asked) <= times:
-            raise errors.Overloaded(retry_after_s=1)
-        return submit(request)
-
-    monkeypatch.setattr(engine, "submit", refusing)
-    return asked
+from openbei.engine.finish import activated
+from openbei.engine.request import Options
+from tests.server.clients import TEXTS, Serve, overload, ranks, unit
+from tests.server.fakes import LABELS, tokens, vector
 
 
 @pytest.fixture
