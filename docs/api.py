@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from tests.server.conditions import CONDITIONS, ROWS, ask, tei_answer
+from tests.server.conditions import ADMIN, CONDITIONS, ROWS, ask, tei_answer
 from tests.server.fakes import FakeEngine
 from tests.server.wire import Wire
 
@@ -181,7 +181,7 @@ def _body(dialect: str) -> str:
 
 def _condition(name: str) -> str:
     condition = CONDITIONS[name]
-    answers = [response for path in ROWS if (response := ask(path, name)) is not None]
+    answers = [response for path in (*ROWS, *ADMIN) if (response := ask(path, name)) is not None]
     statuses = {response.status_code for response in answers}
     kinds = {body["error_type"] for response in answers if "error_type" in (body := response.json())}
     assert len(statuses) == len(kinds) == 1, f"{name} has more than one answer"
@@ -190,8 +190,8 @@ def _condition(name: str) -> str:
 
 def _matrix() -> str:
     lines = [_row(["route", *CONDITIONS]), "|" + "---|" * (len(CONDITIONS) + 1)]
-    for path, row in ROWS.items():
-        name = f"`{path}`" if row.in_tei else f"*`{path}`*"
+    for path in (*ROWS, *ADMIN):
+        name = f"`{path}`" if path in ROWS and ROWS[path].in_tei else f"*`{path}`*"
         lines.append(_row([name, *(_cell(path, condition) for condition in CONDITIONS)]))
     return "\n".join(lines)
 

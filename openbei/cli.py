@@ -182,7 +182,10 @@ def _serve_processes(
     from openbei.server.supervisor import supervise
 
     def on_ready(url: str, *engines_at: EngineAt) -> None:
-        processes = {"processes": f"1 for the model, {config.frontends} for HTTP and tokenizing"}
+        processes = {
+            "processes": f"1 for {'each' if len(engines) > 1 else 'the'} model, "
+            f"{config.frontends} for HTTP and tokenizing"
+        }
         facts = {at.name: at.facts | processes for at in engines_at}
         _print_ready(Ready(url, facts, engines_at[0].served.info.kind, time.monotonic() - started_s), config)
 

@@ -136,6 +136,8 @@ def as_answer(error: Exception) -> RequestError:
 
 def give_memory_back() -> None:
     """What was freed goes back to the system, also what the C library keeps for later (glibc's malloc_trim)."""
+    gc.unfreeze()  # what was there when the server began to serve may be garbage now
     gc.collect()
+    gc.freeze()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 
 from openbei import errors
-from openbei.engine.request import Kind
+from openbei.engine.models import Models
+from openbei.engine.request import EngineInfo, Kind
 from tests.server.fakes import DIM, INFO, FakeEngine
 from tests.server.wire import JSON, Wire
 
@@ -150,6 +151,7 @@ class Condition:
     why: str = ""
 
 
+NONE = "none: it loads nothing later"
 NO_JSON = "clients parse every body as JSON, and the text tells what to change"
 RETRY = "clients wait as long as it says, instead of guessing"
 
@@ -211,6 +213,14 @@ CONDITIONS: dict[str, Condition] = {
         "The body does not come in within the read timeout", errors.TooSlow, "none: it waits", False,
         "clients that dawdle would hold connections for ever",
     ),
+    "E22": Condition(
+        "Several models are served, and none has the name", errors.UnknownModel, "200: it serves one", False,
+        "another model's answer would be wrong",
+    ),
+    "E23": Condition("Models are to be loaded, and no key is set", errors.Forbidden, NONE),
+    "E24": Condition("The name is taken, or the model is the last", errors.Conflict, NONE),
+    "E25": Condition("The model that is to be loaded cannot be served", errors.LoadFailed, NONE),
+    "E26": Condition("Its weights do not fit", errors.OutOfMemory, NONE),
 }  # fmt: skip
 
 # What the fake engine raises for conditions that no body brings about. /tokenize and /decode never reach the model.
@@ -223,11 +233,24 @@ RAISED: dict[str, tuple[str, Exception]] = {
     "E20": ("fail_with", ZeroDivisionError("bug")),
 }
 OF_THE_MODEL = {"E16", "E17", "E19"}
+OF_LOADING = {"E23", "E24", "E25", "E26"}
+
+# The routes that load and unload, each with a right body, and what can go wrong there.
+ADMIN: dict[str, dict[str, Any]] = {"/models/load": {"model": "m"}, "/models/unload": {"model": INFO.served_model_name}}
+ADMIN_RAISED: dict[str, Exception] = {
+    "E18": errors.Unhealthy("unhealthy: draining"),
+    "E20": ZeroDivisionError("bug"),
+    "E22": errors.UnknownModel("there is no model 'm' here"),
+    "E24": errors.Conflict("a model 'm' is served already"),
+    "E25": errors.LoadFailed("there is no folder m"),
+    "E26": errors.OutOfMemory("'m' needs at least 2 bytes"),
+}
+AUTH = {"authorization": "Bearer k"}
 
 
 def tei_answer(path: str, name: str) -> str | None:
     """What TEI answers on one of its routes where that is not openbei's answer: a status, or what CONDITIONS says."""
-    if not ROWS[path].in_tei or (path, name) in TEI_SAME:
+    if path in ADMIN or not ROWS[path].in_tei or (path, name) in TEI_SAME:
         return None
     return TEI_OTHER.get((path, name), None if CONDITIONS[name].same else CONDITIONS[name].tei)
 
@@ -242,6 +265,10 @@ TEI_OTHER = {  # fields that TEI does not read on these routes
 @cache
 def ask(path: str, name: str) -> httpx.Response | None:
     """Bring a condition about on a route -> its answer; None if the route cannot meet it."""
+    if path in ADMIN:
+        return ask_admin(path, name)
+    if name in OF_LOADING:
+        return None
     row = ROWS[path]
     if name in RAISED:
         return None if name in OF_THE_MODEL and not row.computes else ask_failing(path, row, *RAISED[name])
@@ -265,6 +292,51 @@ def ask_failing(path: str, row: Row, where: str, error: Exception) -> httpx.Resp
     return Wire(engine).post(path, row.body)
 
 
+class FakeModels(Models):
+    """One model; another comes in at once, unless there is something to raise."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(FakeEngine())
+        self.error = error
+
+    async def load(self, model: str, name: str | None = None, revision: str | None = None) -> EngineInfo:
+        if self.error is not None:
+            raise self.error
+        self.add(FakeEngine(name=name or model))  # type: ignore[arg-type]
+        return self.named(name or model).info
+
+    async def unload(self, name: str) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def ask_admin(path: str, name: str) -> httpx.Response | None:
+    """As ask, of a route that loads or unloads."""
+    limits: dict[str, Any] = {"E04": {"payload_limit": 2}, "E21": {"read_timeout_ms": 1}}.get(name, {})
+    wire = Wire(FakeModels(ADMIN_RAISED.get(name)), api_key=None if name == "E23" else "k", **limits)  # type: ignore[arg-type]
+    right: dict[str, Any] = {"content": json.dumps(ADMIN[path]).encode(), "headers": JSON | AUTH}
+    asks: dict[str, dict[str, Any]] = {
+        **{name: {"content": body} for name, body in (("E01", b"{"), ("E03", b"{}"), ("E04", b"{} "))},
+        "E02": {"headers": AUTH | {"content-type": "text/plain"}},
+        "E05": {"headers": JSON},
+        "E06": {"path": f"{path}/nowhere"},
+        "E07": {"method": "PUT"},
+        "E21": {"content": dawdling()},
+        "E23": {},
+        **{key: {} for key in ADMIN_RAISED},
+    }
+    of_the_other = {"E22"} if path == "/models/load" else {"E25", "E26"}
+    if name not in asks or name in of_the_other:
+        return None
+    return wire.send(**{"method": "POST", "path": path, **right, **asks[name]})
+
+
+def ask_unknown(path: str, row: Row) -> httpx.Response:
+    """A right body, for a model that is not there."""
+    models = Models(FakeEngine(row.kind), FakeEngine(row.kind, name="other"))  # type: ignore[arg-type]
+    return Wire(models).post(path, row.body, headers={"x-model": "nobody"})  # type: ignore[arg-type]
+
+
 async def dawdling() -> AsyncIterator[bytes]:
     """A body whose end never comes."""
     yield b"{"
@@ -281,5 +353,6 @@ SPECIAL: dict[str, Callable[[str, Row], httpx.Response]] = {
     "E05": lambda path, row: served(row.kind, api_key="k").post(path, row.body),
     "E06": lambda path, row: served(row.kind).post(path.rstrip("/") + "/nowhere", row.body),
     "E07": lambda path, row: served(row.kind).send("PUT", path, json=row.body),
+    "E22": ask_unknown,
     "E21": lambda path, row: served(row.kind, read_timeout_ms=1).send("POST", path, content=dawdling(), headers=JSON),
 }

@@ -80,11 +80,15 @@ def tokens(text: str) -> list[Token]:
 
 
 class FakeEngine:
-    """kind: what its model is for; a text's logits are the first numbers of its vector, a token's of its text."""
+    """kind: what its model is for; a text's logits are the first numbers of its vector, a token's of its text.
 
-    def __init__(self, kind: Kind = "embedding", **config: object) -> None:
+    name: under which it is served.
+    """
+
+    def __init__(self, kind: Kind = "embedding", name: str = INFO.served_model_name, **config: object) -> None:
         self.config = EngineConfig(**{"max_client_batch_size": 4, **config})
-        self.info, self.status = replace(INFO, kind=kind, labels=LABELS[kind], multi_dim=DIM), "ready"
+        self.info = replace(INFO, kind=kind, labels=LABELS[kind], multi_dim=DIM, served_model_name=name)
+        self.status = "ready"
         self.metrics = Metrics(INFO.max_input_length)
         self.requests: list[Request] = []
         self.hold = False

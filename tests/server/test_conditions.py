@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from openbei import errors
-from tests.server.conditions import CONDITIONS, ROWS, ask, served
+from tests.server.conditions import ADMIN, CONDITIONS, ROWS, ask, served
 from tests.server.fakes import FakeEngine
 from tests.server.wire import Wire, error
 
@@ -16,7 +16,7 @@ COHERE = {"/v1/rerank", "/v2/rerank", "/v1/embed", "/v2/embed", "/v1/multi-vecto
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-@pytest.mark.parametrize("path", ROWS)
+@pytest.mark.parametrize("path", [*ROWS, *ADMIN])
 def test_every_route_under_every_condition(path: str, name: str) -> None:
     response = ask(path, name)
     if response is None:
@@ -34,7 +34,7 @@ def test_every_route_under_every_condition(path: str, name: str) -> None:
 def test_every_error_has_a_condition_and_every_route_a_row() -> None:
     assert {condition.error for condition in CONDITIONS.values()} == set(errors.ANSWERS)
     posts = {path for path, methods in paths().items() if "post" in methods}
-    assert posts == set(ROWS)
+    assert posts == {*ROWS, *ADMIN}
 
 
 @pytest.mark.parametrize("path", ROWS)
