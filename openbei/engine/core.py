@@ -54,9 +54,7 @@ class LocalCore:
         self._make_executor = make_executor
         self._executor = make_executor()
         self.device = self._executor.device
-        self.on_hang: Callable[[], None] = lambda: (
-            None
-        )  # called when a lane hangs or nothing mends, by a thread of ours
+        self.on_hang: Callable[[], None] = lambda: None  # called when a lane hangs or nothing mends
         self.admission = Admission(config.max_concurrent_requests, self._retry_after_s)
         self._max_batch_tokens = config.max_batch_tokens or self.device.max_batch_tokens
         self._max_batch_requests = config.max_batch_requests

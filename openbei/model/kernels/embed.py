@@ -5,7 +5,6 @@ Ids are trusted to lie in the tables. Rounded where separate launches would roun
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from openbei.model.kernels import tl, triton
