@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.gpu.clock import rotated, seconds
 from openbei.engine.machine import Machine
 from openbei.model.kernels.attention import Tiles, attention, make_tiles, num_tiles, rows_per_tile
-from openbei.model.kernels.few_rows import MAX_TOKENS, Workspace, few_rows, workspace
+from openbei.model.kernels.few_rows import MAX_TOKENS, few_rows, workspace
 from openbei.model.kernels.linear import gated_fp8, gated_linear, linear, linear_fp8, linear_fp8_own
 from openbei.model.kernels.quantize import Quantized, quantize_rows, quantize_weight
 from openbei.model.ops import Attention
@@ -45,33 +45,51 @@ def copy(machine: Machine, tiny: bool) -> Iterator[Row]:
 
 def products(machine: Machine, tiny: bool) -> Iterator[Row]:
     """The linear layers of two models in bfloat16 and FP8, by cuBLASLt and by our own kernels."""
-    shapes = {name: (n // 32, k // 32) for name, (n, k) in PRODUCTS.items()} if tiny else PRODUCTS
-    room = workspace(machine.location)
-    for name, (n, k) in shapes.items():
+    for name in PRODUCTS:
+        n, k = shape_of(name, tiny)
         copies = 1 if tiny else max(1, min(16, CACHE_BYTES // (n * k)))
         weights = [_random(machine, n, k) for _ in range(copies)]
         quantized = [Quantized(*quantize_weight(weight)) for weight in weights]
         for num_rows in ROWS[:2] if tiny else ROWS:
-            x = _random(machine, num_rows, k)
-            launches = _ways(x, quantize_rows(x), room)
             row: Row = {"what": name, "M": num_rows, "N": n, "K": k}
-            for key, (launch, of) in launches.items():
+            for key, (launch, of) in _ways(machine, name, num_rows, k).items():
                 each = [partial(launch, weight) for weight in (weights if of == 16 else quantized)]
-                taken_s = seconds(machine, rotated(each)) / copies
+                try:
+                    taken_s = seconds(machine, rotated(each)) / copies
+                except Exception as error:
+                    row[f"{key} us"] = repr(error)[:100]
+                    continue
                 row |= {f"{key} us": taken_s * 1e6, f"{key} TFLOP/s": 2 * num_rows * n * k / taken_s / TERA}
             yield row
 
 
-def _ways(x: Tensor, x8: Quantized, room: Workspace) -> dict[str, tuple[Any, int]]:
-    """Name -> a product of x with a weight, and the bits of that weight. gated: SwiGLU is applied too."""
+def shape_of(name: str, tiny: bool) -> tuple[int, int]:
+    """A product's N and K."""
+    n, k = PRODUCTS[name]
+    return (n // 32, k // 32) if tiny else (n, k)
+
+
+def launches(machine: Machine, name: str, num_rows: int, tiny: bool) -> Iterator[tuple[Any, int, Any]]:
+    """Each way of one product, once: the launch, the bits of its weight, and a weight of 16 and of 8."""
+    n, k = shape_of(name, tiny)
+    weight = _random(machine, n, k)
+    for launch, of in _ways(machine, name, num_rows, k).values():
+        yield launch, of, (weight, quantize_weight(weight))
+
+
+def _ways(machine: Machine, name: str, num_rows: int, depth: int) -> dict[str, tuple[Any, int]]:
+    """Name -> a product of random rows with a weight, and the bits of that weight. gated: SwiGLU is applied too."""
+    x, room = _random(machine, num_rows, depth), workspace(machine.location)
+    x8 = quantize_rows(x)
     ways: dict[str, tuple[Any, int]] = {
         "bf16": (lambda w: linear(x, w, None), 16),
         "fp8": (lambda w: linear_fp8(x8, w.values, w.scale, None, torch.bfloat16), 8),
         "own fp8": (lambda w: linear_fp8_own(x8, w, None, torch.bfloat16), 8),
-        "gated bf16": (lambda w: gated_linear(x, w, None, "silu"), 16),
-        "gated fp8": (lambda w: gated_fp8(x8, w, None, "silu", torch.bfloat16), 8),
     }
-    if len(x) <= MAX_TOKENS:
+    if "gate" in name:
+        ways["gated bf16"] = (lambda w: gated_linear(x, w, None, "silu"), 16)
+        ways["gated fp8"] = (lambda w: gated_fp8(x8, w, None, "silu", torch.bfloat16), 8)
+    if num_rows <= MAX_TOKENS:
         ways["few bf16"] = (lambda w: few_rows(x, w, None, torch.bfloat16, room), 16)
         ways["few fp8"] = (lambda w: few_rows(x8, w, None, torch.bfloat16, room), 8)
     return ways

@@ -4,7 +4,11 @@ Sizes are the real ones. The tokenizer is WordPiece or BPE of 30,000 pieces lear
 (corpus.py), so that a text costs about as many steps as with a real one.
 """
 
+import atexit
 import json
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,14 @@ FOLDERS = {  # name: config class, model class, sizes, pooling
     "BERT-large": (transformers.BertConfig, transformers.BertModel, BERT_LARGE, "cls"),
     "Mistral-7B": (transformers.MistralConfig, transformers.MistralModel, MISTRAL, "lasttoken"),
 }
+
+
+@cache
+def folder(name: str, device: str, tiny: bool) -> Path:
+    """A model's folder, written when it is first asked for and gone when the process ends."""
+    parent = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    return write(name, parent / name, device, tiny)
 
 
 def write(name: str, folder: Path, device: str, tiny: bool) -> Path:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import shapes
-from benchmarks.gpu.clock import seconds
+from benchmarks.gpu.clock import seconds, why
 from openbei.engine.cuda import example
 from openbei.engine.machine import Machine
 from openbei.model.ops.cuda import CudaModel, Placement
@@ -31,20 +31,26 @@ Row = dict[str, Any]
 
 
 def forwards(machine: Machine, tiny: bool) -> Iterator[Row]:
-    """A row a model, precision and shape of batch."""
+    """A row a model, precision and shape of batch; the ways of a model that fail say why."""
     for name in shapes.SPECS:
-        model = shapes.model(name, tiny)
-        answers = {}
-        for way, (eight_bit, ways) in WAYS.items():
-            placed = place(machine, model, eight_bit, ways)
-            for size in _sizes(tiny):
-                yield {"model": name, "way": way} | _timed(machine, placed, model, size)
-            answers[way] = _answer(machine, placed, model)
-            del placed
+        model, answers = shapes.model(name, tiny), {}
+        for way in WAYS:
+            row: Row = {"model": name, "way": way}
+            try:
+                for timed in _way(machine, model, way, answers, tiny):
+                    yield row | timed
+            except Exception:
+                yield row | {"error": why()}
             machine.free_bytes()
-        for way in list(answers)[1:]:
-            cosine = harness.least_cosine(answers["bf16"], answers[way])
-            yield {"model": name, "way": way, "what": "against bf16", "cosine": cosine}
+
+
+def _way(machine: Machine, model: Model, way: str, answers: dict[str, np.ndarray], tiny: bool) -> Iterator[Row]:
+    placed = place(machine, model, *WAYS[way])
+    for size in sizes(tiny):
+        yield _timed(machine, placed, model, size)
+    answers[way] = _answer(machine, placed, model)
+    if way != "bf16" and "bf16" in answers:
+        yield {"what": "against bf16", "cosine": harness.least_cosine(answers["bf16"], answers[way])}
 
 
 def place(machine: Machine, model: Model, eight_bit: bool, ways: Ways) -> CudaModel:
@@ -53,15 +59,16 @@ def place(machine: Machine, model: Model, eight_bit: bool, ways: Ways) -> CudaMo
     return CudaModel(model, placement, shapes.random_upload(machine.location, torch.bfloat16))
 
 
-def _sizes(tiny: bool) -> list[Size]:
+def sizes(tiny: bool) -> list[Size]:
+    """One request of each length, and full batches of them."""
     lengths, full = (LENGTHS[:1], 64) if tiny else (LENGTHS, FULL_TOKENS)
     return [Size(length, 1) for length in lengths] + [Size(full, full // length) for length in lengths]
 
 
 def _timed(machine: Machine, placed: CudaModel, model: Model, size: Size) -> Row:
     batch = example(model.spec, size)
-    words = _words(machine, placed, batch, size)
-    taken_s = seconds(machine, lambda: placed.forward(words, size, _output(model)))
+    words = words_of(machine, placed, batch, size)
+    taken_s = seconds(machine, lambda: placed.forward(words, size, output_of(model)))
     row = {"what": f"{size.num_sequences} x {int(batch.lengths[0])}", "ms": taken_s * 1e3}
     row["tokens/s"] = batch.num_tokens / taken_s
     if (chip := shapes.chip_of(machine.name)) is not None:
@@ -73,14 +80,16 @@ def _timed(machine: Machine, placed: CudaModel, model: Model, size: Size) -> Row
 def _answer(machine: Machine, placed: CudaModel, model: Model) -> np.ndarray:
     batch = example(model.spec, COMPARED)
     with machine.stream().use():
-        return placed.forward(_words(machine, placed, batch, COMPARED), COMPARED, "vectors").float().cpu().numpy()
+        return placed.forward(words_of(machine, placed, batch, COMPARED), COMPARED, "vectors").float().cpu().numpy()
 
 
-def _words(machine: Machine, placed: CudaModel, batch: Batch, size: Size) -> Tensor:
+def words_of(machine: Machine, placed: CudaModel, batch: Batch, size: Size) -> Tensor:
+    """A batch on the device, padded to a size."""
     words = torch.empty(placed.num_words(size), dtype=torch.int32)
     placed.write(batch, size, words.numpy())
     return words.to(machine.location)
 
 
-def _output(model: Model) -> Output:
+def output_of(model: Model) -> Output:
+    """What the model is for."""
     return "labels" if model.head else "vectors"

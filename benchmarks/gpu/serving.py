@@ -6,12 +6,12 @@ fixed times whether or not earlier ones are answered, so that waiting shows. bas
 
 import asyncio
 import contextlib
-import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +22,7 @@ import http_load
 import numpy as np
 
 from benchmarks.gpu import folders
+from benchmarks.gpu.clock import why
 from openbei.engine.machine import Machine
 
 Row = dict[str, Any]
@@ -32,7 +33,9 @@ OPEN_RATE = 1400
 OPEN_S = 5.0
 FULL_S = 5.0
 CLIENTS = 512
-START_S = 240
+START_S = 150  # of a server; then it is killed
+START_CLIENTS_S = 1.5
+ANSWER_S = 60
 
 
 def served(machine: Machine, tiny: bool) -> Iterator[Row]:
@@ -40,15 +43,18 @@ def served(machine: Machine, tiny: bool) -> Iterator[Row]:
     cores = os.cpu_count() or 1
     frontends = max(1, cores // 4)
     runs = (("BERT-large", "float32"),) if tiny else RUNS
-    with tempfile.TemporaryDirectory() as name:
-        paths: dict[str, Path] = {}
-        for model, dtype in runs:
-            if model not in paths:
-                paths[model] = folders.write(model, Path(name) / model, machine.location, tiny)
-            flags = ["--dtype", dtype, "--device", machine.location.partition(":0")[0], "--frontends", str(frontends)]
-            with server(paths[model], flags) as port:
-                for row in _loads(port, paths[model], tiny, max(1, cores // 4)):
-                    yield {"model": model, "precision": dtype, "frontends": frontends} | row
+    for model, dtype in runs:
+        row: Row = {"model": model, "precision": dtype, "frontends": frontends}
+        try:
+            folder = folders.folder(model, machine.location, tiny)
+            flags = ["--dtype", dtype, "--device", machine.location, "--frontends", str(frontends)]
+            begin_s = time.perf_counter()
+            with server(folder, flags) as port:
+                yield row | {"what": "start", "s": time.perf_counter() - begin_s}
+                for load in _loads(port, folder, tiny, frontends):
+                    yield row | load
+        except (Exception, SystemExit):  # a server that stops does not stop the others
+            yield row | {"error": why()}
 
 
 @contextlib.contextmanager
@@ -57,12 +63,19 @@ def server(folder: Path, flags: list[str]) -> Iterator[int]:
     port = http_load.free_port()
     command = [sys.executable, "-m", "openbei.cli", "serve", str(folder), "--hostname", "127.0.0.1"]
     process = subprocess.Popen([*command, "--port", str(port), *flags], stdout=subprocess.DEVNULL)
+    limit = threading.Timer(START_S, process.kill)
+    limit.start()
     try:
         http_load.first_answer(process, port, "ready?")
+        limit.cancel()
         yield port
     finally:
+        limit.cancel()
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _loads(port: int, folder: Path, tiny: bool, processes: int) -> Iterator[Row]:
@@ -115,29 +128,13 @@ async def _open_loop(port: int, messages: list[bytes], rate: int, during_s: floa
 
 def _saturated(port: int, messages: list[bytes], during_s: float, processes: int, clients: int) -> float:
     """Requests answered a second to clients that each send the next one at once."""
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        jobs = [(port, messages, during_s, max(1, clients // processes))] * processes
-        return sum(pool.starmap(_flood, jobs))
-
-
-def _flood(port: int, messages: list[bytes], during_s: float, clients: int) -> float:
-    return asyncio.run(_flood_async(port, messages, during_s, clients))
-
-
-async def _flood_async(port: int, messages: list[bytes], during_s: float, clients: int) -> float:
-    answered, warm_up_s = 0, during_s / 4
-    begin_s = time.perf_counter()
-
-    async def one(first: int) -> None:
-        nonlocal answered
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        number = first
-        while (passed_s := time.perf_counter() - begin_s) < during_s:
-            writer.write(messages[number % len(messages)])
-            await http_load.answer(reader)
-            answered += passed_s > warm_up_s
-            number += clients
-        writer.close()
-
-    await asyncio.gather(*(one(number) for number in range(clients)))
-    return answered / (time.perf_counter() - begin_s - warm_up_s)
+    at = time.time() + START_CLIENTS_S
+    arguments = [str(part) for part in (port, at, during_s, max(1, clients // processes))]
+    command = [sys.executable, str(Path(__file__).with_name("flood.py")), *arguments]
+    floods = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(processes)]
+    for each in floods:
+        assert each.stdin is not None
+        each.stdin.write(pickle.dumps(messages))
+        each.stdin.close()
+        each.stdin = None
+    return sum(float(each.communicate(timeout=during_s + ANSWER_S)[0]) for each in floods)

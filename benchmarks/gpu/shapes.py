@@ -15,8 +15,6 @@ from torch import Tensor
 from openbei.model.spec import (
     Array,
     Embedding,
-    Head,
-    HeadLayer,
     Layer,
     Linear,
     Model,
@@ -72,15 +70,14 @@ _GEMMA = {
     "softcap": 50.0,
     "embed_scale": 3584**0.5,
 }
-_LLAMA_ROPE = Rope(5e5, "llama3", 8.0, original_length=8192)
-SPECS = {
-    "MiniLM-L6": _encoder(6, 384, 12, 30522),
+SPECS = {  # what says most comes first: time may run out
     "BERT-large": _encoder(24, 1024, 16, 30522),
-    "XLM-R-large": _encoder(24, 1024, 16, 250_002, num_segments=1, num_positions=8194, position_offset=2),
-    "Qwen2-1.5B": _decoder(28, 1536, (12, 2, 128), 8960, vocab_size=151_646, causal=False, rope=Rope(1e6)),
     "Mistral-7B": _decoder(32, 4096, (32, 8, 128), 14336),
-    "Llama-8B reward": _decoder(32, 4096, (32, 8, 128), 14336, vocab_size=128_256, rope=_LLAMA_ROPE),
+    "Qwen3-8B": _decoder(36, 4096, (32, 8, 128), 12288, family="qwen3", vocab_size=151_669, rope=Rope(1e6)),
+    "MiniLM-L6": _encoder(6, 384, 12, 30522),
     "Gemma2-9B": _decoder(42, 3584, (16, 8, 256), 14336, **_GEMMA),
+    "Qwen2-1.5B": _decoder(28, 1536, (12, 2, 128), 8960, vocab_size=151_646, causal=False, rope=Rope(1e6)),
+    "XLM-R-large": _encoder(24, 1024, 16, 250_002, num_segments=1, num_positions=8194, position_offset=2),
 }
 
 
@@ -104,15 +101,15 @@ def model(name: str, tiny: bool) -> Model:
         norm=_norm(spec) if post else None,
     )
     layers = tuple(_layer(name, spec) for _ in range(spec.num_layers))
-    head = Head((HeadLayer(Linear(_array(1, spec.width))),)) if "reward" in name else None
     weights = Weights(embedding, layers, final_norm=None if post else _norm(spec))
-    return Model(spec, weights, "mean" if post else "last_token", head=head)
+    return Model(spec, weights, "mean" if post else "last_token")
 
 
 def _layer(name: str, spec: ModelSpec) -> Layer:
     post, gemma = spec.norm_placement == "post", "Gemma" in name
     inner, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     biased = post or "Qwen2" in name
+    heads = Norm(_array(spec.head_dim)) if "Qwen3" in name else None
 
     def linear(out: int, into: int, bias: bool = post) -> Linear:
         return Linear(_array(out, into), _array(out) if bias else None)
@@ -127,6 +124,8 @@ def _layer(name: str, spec: ModelSpec) -> Layer:
         down=linear(spec.width, spec.ffn_width),
         ffn_norm=_norm(spec),
         gate=None if post else linear(spec.ffn_width, spec.width),
+        q_norm=heads,
+        k_norm=heads,
         attention_out_norm=_norm(spec) if gemma else None,
         ffn_out_norm=_norm(spec) if gemma else None,
     )

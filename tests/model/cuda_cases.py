@@ -78,9 +78,14 @@ def rounded_states(model: Model, batch: Batch, dtype: str) -> Floats:
 def fp8_states(model: Model, batch: Batch) -> Floats:
     ops = Fp8(batch, model.spec)
     layers = model.weights.layers
-    names = ("q", "k", "v", "out", "gate", "up", "down")
-    ops.products = {id(getattr(layer, name)) for layer in layers for name in names}
+    ops.products = {id(getattr(layer, name)) for layer in layers for name in fp8_names(model)}
     return _plain_states(ops, model)
+
+
+def fp8_names(model: Model) -> tuple[str, ...]:
+    """The linears of a layer that FP8 takes: an encoder's attention stays in 16 bit."""
+    ffn = ("gate", "up", "down")
+    return ffn if model.spec.norm == "layer" else ("q", "k", "v", "out", *ffn)
 
 
 def mapped(value: Any, change: Callable[[Array], Array]) -> Any:

@@ -67,14 +67,12 @@ def _check(tensor: Tensor) -> None:
 
 
 def _sliced(tensor: Tensor, index: Any) -> Tensor:
-    dim = 0
-    for part in index if isinstance(index, tuple) else (index,):
+    for dim, part in enumerate(index if isinstance(index, tuple) else (index,)):
         if part is None:
             tensor = tensor.unsqueeze(dim)
         else:
             assert isinstance(part, slice)
             tensor = torch.ops.aten.slice(tensor, dim, part.start, part.stop, part.step or 1)
-        dim += 1
     return tensor
 
 

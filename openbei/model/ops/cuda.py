@@ -75,8 +75,9 @@ class CudaOps:
     def embed(self, tables: Embedding, scale: float) -> Rows:
         """Tables at the batch's ids, when they are normed: (T, C)."""
         of, batch = self.weights.tables, self.batch
-        tables = of.word, of.position, of.segment
-        return Rows(None, lookup=Lookup(batch.ids, batch.positions, batch.types, *tables, scale))
+        return Rows(
+            None, lookup=Lookup(batch.ids, batch.positions, batch.types, of.word, of.position, of.segment, scale)
+        )
 
     def linear(self, x: Rows, linear: Linear, activation: Activation = "identity") -> Rows:
         """(rows, in) -> (rows, out)."""

@@ -42,7 +42,10 @@ class Ways:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model runs, and in what: dtype of weights and activations; fp8: the products of its blocks in e4m3."""
+    """Where a model runs, and in what: dtype of weights and activations; fp8: products of its blocks in e4m3.
+
+    Of an encoder (any model with LayerNorm) those of the feed-forward half, of others all of them.
+    """
 
     device: str
     dtype: Literal["bfloat16", "float16", "float32"]
@@ -137,6 +140,15 @@ def place(model: Model, placement: Placement, upload: Upload | None = None) -> D
     )
 
 
+def attends_in_fp8(spec: ModelSpec) -> bool:
+    """False for encoders: with the products around attention in 16 bit they keep more of their neighbours.
+
+    MiniLM, top-10 overlap: 0.957 at worst of four sets of texts, with all in FP8 0.942. It also saves a launch a layer,
+    that which quantises what attention gives.
+    """
+    return spec.norm == "rms"
+
+
 def ropes(spec: ModelSpec) -> Iterable[Rope]:
     """The rotary positions that a model has. Raises ConfigError for those that a GPU batch has no words for."""
     if spec.rope is not None and spec.position_offset:
@@ -179,7 +191,8 @@ class _Placer:
     def blocks(self, model: Model) -> None:
         """The products of every layer, then the norms, which must know who reads them."""
         layers, pre = model.weights.layers, model.spec.norm_placement == "pre"
-        attention, ffn = zip(*(self._layer(layer) for layer in layers), strict=True)
+        fp8 = self.placement.fp8 and attends_in_fp8(model.spec)
+        attention, ffn = zip(*(self._layer(layer, fp8) for layer in layers), strict=True)
         first = attention[0] if layers[0].attention_norm is None or not pre else None
         self._norm(model.weights.embedding.norm, first, residual="result")
         for number, layer in enumerate(layers):
@@ -206,13 +219,14 @@ class _Placer:
         weight = self._cast(linear.weight, dtype)
         self.products[id(linear)] = Product(weight, bias, None, (len(weight),))
 
-    def _layer(self, layer: Layer) -> tuple[Product, Product]:
+    def _layer(self, layer: Layer, fp8_attention: bool) -> tuple[Product, Product]:
         """The products of a layer -> the first one of attention and the first one of feed-forward."""
-        attention = self._product((layer.q, layer.k, layer.v))
-        self._product((layer.out,))
-        down = self._product((layer.down,))
+        fp8 = self.placement.fp8
+        attention = self._product((layer.q, layer.k, layer.v), fp8_attention)
+        self._product((layer.out,), fp8_attention)
+        down = self._product((layer.down,), fp8)
         first = (layer.up,) if layer.gate is None else (layer.gate, layer.up)
-        up = self._product(first, feeds_fp8=down.scale is not None)
+        up = self._product(first, fp8, feeds_fp8=down.scale is not None)
         return attention, self._interleaved(first) if layer.gate is not None and self._fuses(up) else up
 
     def _fuses(self, product: Product) -> bool:
@@ -231,20 +245,20 @@ class _Placer:
         self.products[id(linears[0])] = replace(product, weight=weight, bias=bias, scale=scale, interleaved=True)
         return self.products[id(linears[0])]
 
-    def _product(self, linears: Sequence[Linear], feeds_fp8: bool = False) -> Product:
+    def _product(self, linears: Sequence[Linear], fp8: bool, feeds_fp8: bool = False) -> Product:
         widths = tuple(len(linear.weight) for linear in linears)
         shape = sum(widths), linears[0].weight.shape[1]
-        weight, scale = self._quantized(linears) if self._fits(shape) else (self._joined(linears), None)
+        weight, scale = self._quantized(linears) if fp8 and self._fits(shape) else (self._joined(linears), None)
         product = Product(weight, self._bias(linears), scale, widths, feeds_fp8)
         self.products[id(linears[0])] = product
         return product
 
     def _fits(self, shape: tuple[int, int]) -> bool:
-        """True where a product is to be FP8; one that should be and cannot is noted."""
+        """True where a product can be FP8; one that cannot is noted."""
         fits = all(size % FP8_STEP == 0 for size in shape)
-        if self.placement.fp8 and not fits:
+        if not fits:
             self.unfit.add(shape)
-        return self.placement.fp8 and fits
+        return fits
 
     def _quantized(self, linears: Sequence[Linear]) -> tuple[Tensor, Tensor]:
         parts = [quantize_weight(self.upload(linear.weight)) for linear in linears]  # widened piece by piece

@@ -1,6 +1,4 @@
-"""Token tables to normed states: the twin against the definition, the kernel against the twin, and its compiled code."""
-
-from typing import Any
+"""Token tables to normed states: the twin against the definition, the kernel against the twin, its compiled code."""
 
 import numpy as np
 import pytest
@@ -68,7 +66,7 @@ def test_the_kernel_equals_its_twin(
     width: int,
     spec: NormSpec,
     want: Want,
-    keep_sum: Any,
+    keep_sum: bool,
 ) -> None:
     given, norm = inputs(position, segment, width, dtype, device), parameters(width, spec, device)
     with on(device), without_e4m3():
