@@ -18,7 +18,7 @@ from openbei.errors import ConfigError
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384  # batches that the engine forms by itself are no larger
 DEFAULT_NUM_TOKENS = {"encoder": 16384, "encoder_bert": 8192}
-SCHEMES = {"hf": "", "gcs": "gs://", "gs": "gs://", "s3": "s3://", "azure": "az://", "https": "https://"}
+SCHEMES = {"hf": "", "gcs": "gs://", "gs": "gs://", "s3": "s3://", "azure": "azure://", "https": "https://"}
 RESERVED = ("PORT", "HOSTNAME")
 IMAGE = "text-embeddings-inference"
 
@@ -173,9 +173,17 @@ def _checkpoint(checkpoint: Tree, folder: Path) -> Source:
     kind, repo = checkpoint["source"], checkpoint["repo"]
     if kind == "LOCAL":
         return Source(str((folder / repo).resolve()))
-    scheme = STORES[kind]
-    model_id = repo if repo.startswith(scheme) else scheme + repo
-    return Source(model_id, checkpoint.get("revision") if kind == "HF" else None)
+    return Source(_address(STORES[kind], repo), checkpoint.get("revision") if kind == "HF" else None)
+
+
+def _address(scheme: str, place: str) -> str:
+    """A place in a store, with its scheme or without -> the address that bei build takes."""
+    address = place if "://" in place else scheme + place
+    if not address.startswith("azure://"):
+        return address
+    account, _, rest = address.removeprefix("azure://").partition("/")
+    container, _, path = rest.partition("/")
+    return f"abfs://{container}@{account}.dfs.core.windows.net/{path}"
 
 
 def _read_quantization(draft: _Draft, kind: str) -> None:
@@ -270,7 +278,7 @@ def _placed(draft: _Draft) -> Iterator[tuple[str, Source]]:
         else:
             yield clone.folder.rstrip("/"), Source(clone.repo, clone.revision)
     for entry in draft.tree.get("model_cache") or []:
-        model_id = SCHEMES[entry.get("kind", "hf")] + entry.get("repo_id", "")
+        model_id = _address(SCHEMES[entry.get("kind", "hf")], entry.get("repo_id", ""))
         folder = f"/app/model_cache/{entry.get('volume_folder', '')}"
         yield folder, Source(model_id, entry.get("revision") or None)
     for entry in draft.tree.get("weights") or []:
@@ -279,4 +287,4 @@ def _placed(draft: _Draft) -> Iterator[tuple[str, Source]]:
             draft.error(f"weights.source must begin with one of {', '.join(SCHEMES)}, got {shown(entry.get('source'))}")
             continue
         place, _, revision = place.partition("@") if scheme == "hf" else (place, "", "")
-        yield entry.get("mount_location", ""), Source(SCHEMES[scheme] + place, revision or None)
+        yield entry.get("mount_location", ""), Source(_address(SCHEMES[scheme], place), revision or None)

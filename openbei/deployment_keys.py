@@ -16,7 +16,7 @@ Effect = Literal["used", "idle", "warned", "refused"]
 ROUTES = ("/v1/embeddings", "/rerank", "/predict", "/predict_tokens")
 BASE_MODELS = ("encoder", "encoder_bert")
 QUANTIZATIONS = ("no_quant", "fp8", "fp8_kv", "fp8_mlp_only")
-STORES = {"HF": "", "LOCAL": "", "GCS": "gs://", "S3": "s3://", "AZURE": "az://", "REMOTE_URL": ""}
+STORES = {"HF": "", "LOCAL": "", "GCS": "gs://", "S3": "s3://", "AZURE": "azure://", "REMOTE_URL": ""}
 
 
 @dataclass(frozen=True, slots=True)

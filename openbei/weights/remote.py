@@ -61,9 +61,11 @@ class Remote(Protocol):
 
 
 def hide_secrets(url: str) -> str:
-    """A URL without user, password, query and fragment."""
+    """A URL without user, password, query and fragment; what stands before the @ of an abfs:// is its container."""
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    before, at, host = parts.netloc.rpartition("@")
+    kept = f"{before.partition(':')[0]}{at}{host}" if parts.scheme in ("abfs", "abfss") else host
+    return urlunsplit((parts.scheme, kept, parts.path.rstrip("/"), "", ""))
 
 
 def patiently(action: Callable[[], T], shown: str, patience: Patience) -> T:

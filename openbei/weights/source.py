@@ -11,9 +11,11 @@ from urllib.parse import urlsplit
 
 from openbei.errors import ModelNotFound
 from openbei.weights.manifest import OnBytes
-from openbei.weights.remote import Patience, Remote, RemoteFile, Transient, patiently
+from openbei.weights.remote import Patience, Remote, RemoteFile, Transient, hide_secrets, patiently
 from openbei.weights.source_bucket import Bucket
 from openbei.weights.source_web import Web
+
+ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
 def is_url(model: str) -> bool:
@@ -23,6 +25,8 @@ def is_url(model: str) -> bool:
 
 def open_remote(url: str, token: str | None, patience: Patience) -> Remote:
     """A URL -> where its files are read. token: sent to web servers as a bearer. Raises ModelNotFound."""
+    if urlsplit(url).path.endswith(ARCHIVES):
+        raise ModelNotFound(f"{hide_secrets(url)} is an archive: give the address of a folder that holds the files")
     if urlsplit(url).scheme in ("http", "https"):
         return Web(url, token, patience.timeout_s)
     return Bucket(url)

@@ -12,15 +12,8 @@ from openbei.weights.manifest import NAME, parse_manifest
 from openbei.weights.remote import CHUNK_BYTES, RemoteFile, Transient, hide_secrets
 from openbei.weights.repo import is_of_model
 
-PACKAGES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-}
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+FORBIDDEN = (401, 403)
 
 
 class Bucket:
@@ -34,16 +27,19 @@ class Bucket:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except ImportError as error:
-            package = PACKAGES.get(scheme, "the one that fsspec names")
-            raise ModelNotFound(f"{scheme}:// needs a package: pip install {package} ({error})") from error
+            extra = f"'openbei[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "what fsspec names"
+            raise ModelNotFound(f"{scheme}:// needs a package: pip install {extra} ({error})") from error
         except ValueError as error:
             raise ModelNotFound(f"{self.shown} is no address that fsspec knows: {error}") from error
 
     def list(self) -> dict[str, RemoteFile]:
         """The files of a model that lie below the address."""
-        with self._told(self.shown):
-            self._fs.invalidate_cache()
-            paths = self._fs.find(self._root)
+        try:
+            with self._told(self.shown):
+                self._fs.invalidate_cache()
+                paths = self._fs.find(self._root)
+        except FileNotFoundError:  # of the bucket itself
+            return {}
         names = {path.removeprefix(self._root).lstrip("/") for path in paths}
         if NAME in names:
             data = b"".join(self._chunks(NAME, 0))
@@ -79,7 +75,14 @@ class Bucket:
             yield
         except FileNotFoundError:
             raise
-        except PermissionError as error:
-            raise ModelNotFound(f"{shown} is forbidden: check the credentials that fsspec finds") from error
         except Exception as error:  # each file system raises its own
+            if _is_forbidden(error):
+                raise ModelNotFound(f"{shown} is forbidden: check the credentials that fsspec finds") from error
             raise Transient(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _is_forbidden(error: Exception) -> bool:
+    """True of what will not pass: no credentials, or wrong ones, as s3fs, gcsfs and adlfs say it."""
+    status = getattr(error, "status_code", getattr(error, "code", None))
+    named = any(word in type(error).__name__ for word in ("Permission", "Credential", "Auth"))
+    return named or status in FORBIDDEN or str(error).startswith("Forbidden")

@@ -142,12 +142,19 @@ def test_weights_place_models_too(tmp_path: Path) -> None:
     for source, want in {
         "hf://a/b@v3": Source("a/b", "v3"),
         "s3://bucket/key": Source("s3://bucket/key"),
-        "azure://x/y": Source("az://x/y"),
+        "azure://a/c/y": Source("abfs://c@a.dfs.core.windows.net/y"),
     }.items():
         tree["weights"] = [{"source": source, "mount_location": "/data/local-model"}]
         assert got(tmp_path, tree).source == want
     tree["weights"][0]["source"] = "ftp://x"
     assert any("weights.source must begin with one of hf" in line for line in refused(tmp_path, tree))
+
+
+def test_the_cache_of_a_store_is_named_with_its_scheme_or_without(tmp_path: Path) -> None:
+    for repo in ("bucket/key", "gs://bucket/key"):
+        cached = {**CACHE, "kind": "gcs", "repo_id": repo, "volume_folder": "v"}
+        tree = tei(NOMIC, start_command=ROUTER.format(model="/app/model_cache/v")) | {"model_cache": [cached]}
+        assert got(tmp_path, tree).source == Source("gs://bucket/key", "main")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +193,9 @@ def test_what_is_not_set_has_baseten_s_default(tmp_path: Path) -> None:
     [
         ("GCS", "bucket/x", "gs://bucket/x"),
         ("S3", "s3://bucket/x", "s3://bucket/x"),
-        ("AZURE", "account/x", "az://account/x"),
+        ("AZURE", "account/container/x/y", "abfs://container@account.dfs.core.windows.net/x/y"),
+        ("AZURE", "azure://account/container/x", "abfs://container@account.dfs.core.windows.net/x"),
+        ("AZURE", "az://container/x", "az://container/x"),
         ("REMOTE_URL", "https://a/x.tar.gz", "https://a/x.tar.gz"),
     ],
 )

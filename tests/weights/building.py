@@ -15,7 +15,8 @@ from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.manifest import Probe
 from openbei.weights.remote import Patience
 
-AT_ONCE = Patience((0, 0), timeout_s=0.3)
+AT_ONCE = Patience((0, 0))
+SHORT_S = 1.0  # without a byte, where a server hangs: longer than any machine is busy, one hopes
 PHASES: tuple[Phase, ...] = ("pin", "fetch", "copy", "try", "write", "name")
 
 
@@ -28,7 +29,7 @@ def examine(checkpoint: Checkpoint) -> Examined:
 
 def make(model: Path | str, out: Path | None, watch: Watch | None = None, **more: object) -> Built:
     """Build with no pauses between attempts."""
-    return build(Wanted(model=str(model), out=out, patience=AT_ONCE, **more), examine, watch)  # type: ignore[arg-type]
+    return build(Wanted(model=str(model), out=out, **{"patience": AT_ONCE, **more}), examine, watch)  # type: ignore[arg-type]
 
 
 def kill_at(wanted: str) -> Watch:

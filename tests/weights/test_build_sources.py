@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -18,7 +20,7 @@ from openbei.weights.build import Built
 from openbei.weights.load import load
 from openbei.weights.manifest import check_files, list_files
 from openbei.weights.repo import HubOptions, locate
-from tests.weights.building import make
+from tests.weights.building import AT_ONCE, SHORT_S, make
 from tests.weights.hub import SHA, TOKEN, Hub, serving
 
 WEIGHTS = "model.safetensors"
@@ -38,7 +40,6 @@ def hub(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setenv("OPENBEI_HOME", str(tmp_path / "home"))
         monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
         yield hub
 
 
@@ -127,8 +128,10 @@ def test_a_hub_that_stays_broken_is_named(from_hub: Callable[..., Built], hub: H
 
 @pytest.mark.parametrize("fault", [429, 500, "truncate", "hang"])
 def test_a_file_that_fails_once_arrives_whole(
-    fault: int | str, from_hub: Callable[..., Built], hub: Hub, repo: Path
+    fault: int | str, from_hub: Callable[..., Built], hub: Hub, repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if fault == "hang":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", SHORT_S)
     hub.faults = {WEIGHTS: [fault]}
     assert _same(from_hub(), repo)
     assert hub.faults == {WEIGHTS: []}
@@ -231,7 +234,9 @@ def test_a_web_file_that_fails_twice_arrives_whole(
     fault: int | str, hub: Hub, web: str, repo: Path, tmp_path: Path
 ) -> None:
     hub.faults = {WEIGHTS: [fault, fault]}
-    assert _same(make(web, tmp_path / "out"), repo)
+    patience = replace(AT_ONCE, timeout_s=SHORT_S) if fault == "hang" else AT_ONCE
+    assert _same(make(web, tmp_path / "out", patience=patience), repo)
+    assert hub.faults == {WEIGHTS: []}
     half = (repo / WEIGHTS).stat().st_size // 2
     assert hub.ranges == ([half] if fault == "truncate" else [])
 
@@ -264,6 +269,8 @@ def test_a_web_server_that_refuses_says_what_to_do(hub: Hub, web: str, tmp_path:
         make(web.replace("tiny", "none"), tmp_path / "other")
     with pytest.raises(ModelNotFound, match="must not hold a user or password"):
         make("http://ada:secret@127.0.0.1/m", tmp_path / "other")
+    with pytest.raises(ModelNotFound, match=r"m\.tar\.gz is an archive: give the address of a folder"):
+        make("http://127.0.0.1/m.tar.gz?sig=x", tmp_path / "other")
 
 
 def test_a_signature_in_the_address_is_sent_and_never_written(hub: Hub, web: str, tmp_path: Path) -> None:
@@ -319,11 +326,56 @@ def test_a_buckets_file_that_fails_is_read_again_from_there(
     assert _same(make("memory://models/tiny", tmp_path / "out"), repo)
 
 
-def test_a_bucket_without_a_model_or_a_package_says_so(hub: Hub, tmp_path: Path) -> None:
+def test_who_may_not_read_a_bucket_is_told_at_once(
+    bucket: MemoryFileSystem, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The three clients' own ways of saying so; test_build_clouds.py asks the clients."""
+
+    class NoCredentialsError(Exception):
+        pass
+
+    class HttpError(Exception):
+        code = 401
+
+    told, looked = "memory://models/tiny is forbidden: check the credentials", []
+    for error in (PermissionError("Access Denied"), NoCredentialsError(), HttpError(), OSError("Forbidden: b/x")):
+
+        def find(*_: object, error: Exception = error, **_more: object) -> None:
+            looked.append(error)
+            raise error
+
+        monkeypatch.setattr(MemoryFileSystem, "find", find)
+        with pytest.raises(ModelNotFound, match=told):
+            make("memory://models/tiny", tmp_path / "out")
+    assert len(looked) == 4
+
+
+def test_an_artifact_of_a_bucket_keeps_what_only_artifacts_have(
+    bucket: MemoryFileSystem, hub: Hub, repo: Path, tmp_path: Path
+) -> None:
+    """What was converted, and its deployment."""
+    torch.save({"weight": torch.ones(1, 48), "bias": torch.zeros(1)}, repo / "sparse_linear.pt")
+    first = make(repo, tmp_path / "first", deployment=b"model_name: x\n")
+    for name in [*first.manifest.files, "manifest.json"]:
+        bucket.pipe(f"/artifacts/b/{name}", (first.folder / name).read_bytes())
+    copy = make("memory://artifacts/b", tmp_path / "copy")
+    assert {"sparse_linear.safetensors", "config.yaml"} < copy.manifest.files.keys()
+    assert copy.manifest.id == first.manifest.id
+    other = make("memory://artifacts/b", tmp_path / "other", deployment=b"model_name: y\n")
+    assert (other.folder / "config.yaml").read_bytes() == b"model_name: y\n"
+    check_files(other.folder, other.manifest, full=True)
+    with pytest.raises(ConfigError, match="not what is to be built"):
+        make("memory://artifacts/b", tmp_path / "copy", deployment=b"model_name: y\n")
+
+
+def test_a_bucket_without_a_model_or_a_package_says_so(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ModelNotFound, match=r"memory://nothing has no config\.json"):
         make("memory://nothing", tmp_path / "out")
-    for url, package in (("s3://b/m", "s3fs"), ("gs://b/m", "gcsfs"), ("az://b/m", "adlfs")):
-        with pytest.raises(ModelNotFound, match=f"needs a package: pip install {package}"):
+    for url, extra in (("s3://b/m", "s3"), ("gs://b/m", "gcs"), ("az://b/m", "azure")):
+        monkeypatch.setitem(sys.modules, {"s3": "s3fs", "gcs": "gcsfs", "azure": "adlfs"}[extra], None)
+        with pytest.raises(ModelNotFound, match=rf"needs a package: pip install 'openbei\[{extra}\]'"):
             make(url, tmp_path / "out")
     with pytest.raises(ModelNotFound, match="no address that fsspec knows"):
         make("nope://b/m", tmp_path / "out")
