@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
-from openbei.model.ops.openvino_model import CompiledModel, CompileOptions, compile_model, native_bfloat16
+from openbei.model.ops.openvino_graph import Graph
+from openbei.model.ops.openvino_model import CompileOptions, compile_model, native_bfloat16
 from openbei.model.positions import alibi_slopes
-from openbei.model.spec import Array, Batch, Embedding, Layer, Linear, Model, Norm, Weights, pack
+from openbei.model.spec import Array, Embedding, Layer, Linear, Model, Norm, Weights, pack
 from tests.engine.fakes import SPEC
 
 
 def test_first_runs_of_a_size_never_overlap_and_later_ones_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = object.__new__(CompiledModel)
+    graph = object.__new__(Graph)
     graph._packed, graph._packing = set(), threading.Lock()
     running, overlaps, met = [], [], set()
     together = threading.Barrier(2, timeout=20)
 
-    def infer(batch: Batch) -> None:
-        size = batch.num_tokens
+    def infer(inputs: list[Array]) -> None:
+        size = len(inputs[0])
         first = size not in met
         if first:
             overlaps.append(len(running))
@@ -36,11 +37,12 @@ def test_first_runs_of_a_size_never_overlap_and_later_ones_may(monkeypatch: pyte
             running.remove(size)
 
     monkeypatch.setattr(graph, "_infer", infer)
-    batches = [pack(SPEC, [[1] * 4] * count) for count in (2, 8, 16, 32)]
+    sizes = (2, 8, 16, 32)
+    inputs = [[np.zeros(size, np.int32)] for size in sizes]
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(graph.run, batches))
+        list(threads.map(graph.infer, inputs, sizes))
         assert overlaps == [0] * 4
-        list(threads.map(graph.run, batches[:2]))
+        list(threads.map(graph.infer, inputs[:2], sizes))
     assert len(graph._packed) == 4
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as op
 
-from openbei.model.ops import Attention, NormSpec
+from openbei.model.ops import Attention, LastProduct, NormSpec
 from openbei.model.ops.openvino_batch import INPUTS, MASKED
 from openbei.model.positions import alibi_slopes
 from openbei.model.spec import Activation, Array, Embedding, Linear, ModelSpec, Norm, Pooling
@@ -41,6 +41,7 @@ class OpenVinoOps:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.inputs: dict[str, ov.Node] = {}
+        self.last_product: LastProduct | None = None
         self._masks: dict[Attention, ov.Node] = {}
         self._halves: tuple[ov.Node, ...] | None = None
 
@@ -57,10 +58,7 @@ class OpenVinoOps:
 
     def linear(self, x: ov.Node, linear: Linear, activation: Activation = "identity") -> ov.Node:
         """(rows, in) -> (rows, out)."""
-        y = op.matmul(x, _constant(linear.weight), False, True)
-        if linear.bias is not None:
-            y = op.add(y, _constant(linear.bias))
-        return ACTIVATIONS[activation](y)
+        return ACTIVATIONS[activation](product(x, linear))
 
     def linears(self, x: ov.Node, linears: Sequence[Linear]) -> Sequence[ov.Node]:
         """Each of them on the same x."""
@@ -120,6 +118,11 @@ class OpenVinoOps:
         inside = self._input("inside")
         summed = op.reduce_sum(op.multiply(op.gather(x, self._input("grid"), FIRST_AXIS), inside), np.array([1]))
         return op.divide(summed, op.reduce_sum(inside, np.array([1])))
+
+    def pool_words(self, x: ov.Node, linear: Linear, kind: Pooling, num_logs: int) -> ov.Node:
+        """(T, C) as it is: openvino_words.py does the rest outside of this graph, a few tokens at once."""
+        self.last_product = LastProduct(linear, kind, num_logs)
+        return x
 
     def _to_grid(self, x: ov.Node, num_heads: int) -> ov.Node:
         """(T, heads*D) -> (B, heads, S, D); rope has put there what it turned."""
@@ -183,6 +186,12 @@ class OpenVinoOps:
             dtype, shape, _ = INPUTS[name]
             self.inputs[name] = op.parameter(shape, dtype, name=name)
         return self.inputs[name]
+
+
+def product(x: ov.Node, linear: Linear) -> ov.Node:
+    """x Wᵀ + b: (..., in) -> (..., out)."""
+    y = op.matmul(x, _constant(linear.weight), False, True)
+    return y if linear.bias is None else op.add(y, _constant(linear.bias))
 
 
 def _constant(array: Array) -> ov.Node:
