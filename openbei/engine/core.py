@@ -21,6 +21,7 @@ from openbei.engine.executor import Executor
 from openbei.engine.job import Job
 from openbei.engine.metrics import Metrics
 from openbei.engine.queue import Encoding, Queue
+from openbei.engine.sparse import at_most, few_words
 from openbei.errors import DeadlineExceeded, InferenceFailed, Overloaded
 from openbei.model.spec import Batch, Output, pack
 from openbei.weights.checkpoint import Checkpoint
@@ -48,6 +49,7 @@ class LocalCore:
     ) -> None:
         self._spec, self._metrics, self._clock = checkpoint.model.spec, metrics, clock
         labels = checkpoint.labels
+        self._of_words = checkpoint.model.num_logs > 0
         self._by_token: set[Output] = {"states", "weights", "multi"}
         if labels and labels.per_token:
             self._by_token.add("labels")
@@ -59,6 +61,8 @@ class LocalCore:
         self.admission = Admission(config.max_concurrent_requests, self._retry_after_s)
         self._max_batch_tokens = config.max_batch_tokens or self.device.max_batch_tokens
         self._max_batch_requests = config.max_batch_requests
+        if self._of_words:
+            self._max_batch_requests = at_most(self._max_batch_requests, checkpoint.model.embedding_dim)
         self._changed = threading.Condition()  # guards everything below
         self._queue: Queue[Job] = Queue(config.max_queue_tokens, self._is_live)
         self._running: dict[int, tuple[float, list[Encoding[Job]]]] = {}  # by lane: since when, and what
@@ -148,6 +152,9 @@ class LocalCore:
         self._tokens_per_s = batch.num_tokens / max(end_s - begin_s, 1e-6) * len(self._lanes)
         self._metrics.batch_formed(len(encodings), batch.num_tokens)
         answers = np.split(rows, batch.cu_seqlens[1:-1]) if output in self._by_token else rows
+        if self._of_words and output == "vectors":
+            answers = list(map(few_words, rows))
+            del rows  # of which answers are views otherwise
         finished = []
         with self._changed:  # a job's inputs may finish on two lanes at once
             for encoding, answer in zip(encodings, answers, strict=True):

@@ -20,7 +20,7 @@ from openbei.engine.pending import Pending
 from openbei.engine.probe import check_tokens
 from openbei.engine.request import Chat, Request, Result, Task, Tokenized, num_characters
 from openbei.engine.settle import Served
-from openbei.engine.sparse import Tokens, expanded
+from openbei.engine.sparse import Tokens, all_words, expanded
 from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
 from openbei.engine.tokens import tokenized, tokens_of
 from openbei.errors import RequestError, Unhealthy
@@ -177,7 +177,10 @@ class Engine(LocalCalls):
         if future.cancelled():
             return
         try:
-            result = pending.resolve(future.result(), self._clock())
+            answer = future.result()
+            if self.info.kind == "sparse" and pending.request.task == "embed":
+                answer = answer._replace(rows=[all_words(row, self.info.embedding_dim) for row in answer.rows])
+            result = pending.resolve(answer, self._clock())
         except Exception as error:  # the future would swallow it, and the client would hang
             pending.fail(error)
             return

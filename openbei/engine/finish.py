@@ -23,9 +23,10 @@ def finished(
 ) -> Rows:
     """One row an input, float32 -> Result.rows. Raises InferenceFailed on NaN and infinity.
 
-    rows: (C,) to embed, (n, C) of n tokens, logits (L,), or (n, L) of n tokens; of embed_sparse (V,), or the weights
-    (n, 1) of n tokens. activation: what the model's labels ask for, or SPLADE's words; tokens take softmax over the
-    labels, as transformers' pipeline for token classification does. tokens: for embed_sparse and embed_multi.
+    rows: (C,) to embed, (n, C) of n tokens, logits (L,), or (n, L) of n tokens; of embed_sparse what few_words made, or
+    the weights (n, 1) of n tokens. activation: what the model's labels ask for, or SPLADE's words; tokens take softmax
+    over the labels, as transformers' pipeline for token classification does. tokens: where rows go by them, for
+    embed_sparse and embed_multi.
     """
     if not np.isfinite(np.concatenate(rows)).all():
         raise InferenceFailed("inference failed: the model's output holds NaN or infinity")
@@ -36,7 +37,7 @@ def finished(
             answer = normalized(vectors) if options.normalize else vectors
         case "embed_tokens":
             answer = list(rows)
-        case "embed_sparse" if rows[0].ndim == 1:
+        case "embed_sparse" if tokens is NO_TOKENS:
             answer = [sparse_by_word(row, lambda logits: activated(logits, activation)) for row in rows]
         case "embed_sparse":
             answer = [sparse_by_id(row[:, 0], ids, tokens.rules) for row, ids in zip(rows, tokens.ids, strict=True)]

@@ -46,12 +46,15 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
-    """A job's rows: float32, width wide, end to end, one an input or by_token; spans: float64, two an input."""
+    """A job's rows: float32, width wide, end to end; spans: float64, two an input.
+
+    lengths: int32 rows of each input, where it has not one but an array of them.
+    """
 
     number: int
     rows: bytes
     width: int
-    by_token: bool
+    lengths: bytes | None
     spans: bytes
 
 
@@ -161,23 +164,24 @@ def job_of(message: Ask) -> Job:
 
 def done(number: int, answer: Answer) -> Done | Failed:
     """An Answer -> the message that holds it; Failed if it is larger than a message may be."""
-    by_token = answer.rows[0].ndim == 2
-    rows = np.concatenate(answer.rows) if by_token else np.stack(answer.rows)
+    plain = answer.rows[0].ndim == 1
+    rows = np.stack(answer.rows) if plain else np.concatenate(answer.rows)
+    lengths = None if plain else packed([[len(row) for row in answer.rows]])
     if rows.nbytes > MAX_ANSWER_BYTES:
         limit = f"{rows.nbytes} bytes > {MAX_ANSWER_BYTES}, the most that a frontend is sent"
         return failed(number, errors.InferenceFailed(f"the answer has {limit}: ask for less at once"))
     spans = np.array(answer.spans, np.float64)
-    return Done(number, np.ascontiguousarray(rows, np.float32).data, rows.shape[1], by_token, spans.tobytes())  # type: ignore[arg-type]
+    return Done(number, np.ascontiguousarray(rows, np.float32).data, rows.shape[1], lengths, spans.tobytes())  # type: ignore[arg-type]
 
 
-def answer_of(message: Done, job: Job) -> Answer:
+def answer_of(message: Done) -> Answer:
     """The message -> the Answer to a job, on the frontend's side."""
     rows = np.frombuffer(message.rows, np.float32).reshape(-1, message.width)
     spans = np.frombuffer(message.spans, np.float64).reshape(-1, 2)
-    ends = np.cumsum([len(ids) for ids in job.ids])
-    return Answer(
-        np.split(rows, ends[:-1]) if message.by_token else list(rows), [(begin, end) for begin, end in spans.tolist()]
-    )
+    each = list(rows)
+    if message.lengths is not None:
+        each = np.split(rows, np.cumsum(np.frombuffer(message.lengths, np.int32))[:-1])
+    return Answer(each, [(begin, end) for begin, end in spans.tolist()])
 
 
 def failed(number: int, error: BaseException) -> Failed:

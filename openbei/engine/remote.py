@@ -94,7 +94,7 @@ class RemoteCore:
         if job is None:  # cancelled meanwhile
             return
         if isinstance(message, Done):
-            job.answer(answer_of(message, job))
+            job.answer(answer_of(message))
         else:
             job.fail(error_of(message))
 

@@ -72,7 +72,7 @@ def activation_of(checkpoint: Checkpoint) -> Activation:
     if checkpoint.labels is not None:
         return checkpoint.labels.activation
     by_logs: tuple[Activation, ...] = ("identity", "log1p_relu", "log1p_log1p_relu")
-    return by_logs[checkpoint.model.num_logs]
+    return by_logs[0 if checkpoint.model.pooling == "sum" else checkpoint.model.num_logs]
 
 
 def _more_tasks(model: Model) -> tuple[Task, ...]:

@@ -1,6 +1,7 @@
 """Rows that go by tokens -> sparse vectors, and which tokens have a vector of their own.
 
-Owns what is kept and what is left out; never touches scores past the largest of several. Sources: sentence-transformers
+Owns what is kept and what is left out, and the form in which rows of words travel; never touches scores past the
+largest of several. Sources: sentence-transformers
 (sparse_encoder, multi_vector_encoder/modules/multi_vector_mask.py) and, of bge-m3, FlagOpen/FlagEmbedding.
 """
 
@@ -16,6 +17,7 @@ from openbei.model.spec import HIDDEN
 from openbei.weights.checkpoint import ByToken, Expansion
 
 Floats = NDArray[np.float32]
+MAX_VALUES = 1 << 24  # of a batch's rows of words: 64 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,31 @@ class Tokens:
 NO_TOKENS = Tokens((), ByToken())
 
 
-def sparse_by_word(logits: Floats, weigh: Callable[[Floats], Floats]) -> SparseVector:
-    """A logit of every word of the vocabulary (V,) -> the words over 0 with their weights."""
-    words = np.flatnonzero(logits > 0).astype(np.int32)
-    return SparseVector(words, weigh(logits[words]))
+def few_words(row: Floats) -> Floats:
+    """A logit of every word of the vocabulary (V,) -> the ids over 0, which float32 holds exactly, with theirs (K, 2).
+
+    NaN is kept, so that it is seen.
+    """
+    words = np.flatnonzero(~(row <= 0))
+    return np.stack((words, row[words]), axis=1, dtype=np.float32, casting="same_kind")
+
+
+def all_words(few: Floats, num_words: int) -> Floats:
+    """What few_words made (K, 2) -> (V,), 0 where it has none."""
+    row = np.zeros(num_words, np.float32)
+    row[few[:, 0].astype(np.int64)] = few[:, 1]
+    return row
+
+
+def at_most(max_requests: int | None, num_words: int) -> int:
+    """The most inputs of a batch, and the words that each has a row of -> so many that MAX_VALUES hold them."""
+    fitting = max(1, MAX_VALUES // num_words)
+    return fitting if max_requests is None else min(max_requests, fitting)
+
+
+def sparse_by_word(few: Floats, weigh: Callable[[Floats], Floats]) -> SparseVector:
+    """What few_words made (K, 2) -> these words with their weights."""
+    return SparseVector(few[:, 0].astype(np.int32), weigh(few[:, 1]))
 
 
 def sparse_by_id(weights: Floats, ids: Sequence[int], rules: ByToken) -> SparseVector:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 # A vector of parameters is float32.
 Array = NDArray[np.generic]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "identity"]
-Pooling = Literal["cls", "mean", "last_token", "max"]
+Pooling = Literal["cls", "mean", "last_token", "max", "sum"]
 NormKind = Literal["layer", "rms"]
 HIDDEN = -1  # in place of a token's segment: the token sees the others, and none sees it
 Output = Literal["vectors", "states", "labels", "weights", "multi"]
@@ -186,8 +186,9 @@ class Model:
     """A filled network. Without a head it turns a sequence into one vector, with one into labels.
 
     normalize: what the model's own files say of their last step; a request's own wish wins over it.
-    before_pooling: layers on the state of every token (SPLADE: the masked language model's head, whose rows are as wide
-    as the vocabulary). num_logs: how often log(1 + relu(x)) is then taken of a vector's entries; 0 but for SPLADE.
+    before_pooling: of SPLADE, the masked language model's head on every token; its rows are as wide as the vocabulary.
+    num_logs: how often log(1 + relu(x)) is taken of these, 0 but for SPLADE: before pooling sum, which is SPLADE's
+    alone; max gives the same before and after, so there whoever reads the vector takes them.
     weigher: a token's state -> its weight in a sparse vector (bge-m3). multi: a token's state -> its own vector
     (ColBERT), beside the vector of the sequence, or instead of it where pooling is None.
     """

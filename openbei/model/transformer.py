@@ -85,8 +85,11 @@ def attention_of(spec: ModelSpec, number: int, bias: Array | None) -> Attention:
 def pooled(ops: Ops[X], model: Model) -> X:
     """The batch held by ops -> one state a sequence (B, C), or of what before_pooling makes of the states."""
     assert model.pooling is not None
-    if model.before_pooling or model.pooling in ("mean", "max"):
-        return ops.pool(through(ops, model.spec, states(ops, model), model.before_pooling), model.pooling)
+    if model.before_pooling:
+        x = through(ops, model.spec, states(ops, model), model.before_pooling[:-1])
+        return ops.pool_words(x, model.before_pooling[-1].linear, model.pooling, model.num_logs)
+    if model.pooling in ("mean", "max"):
+        return ops.pool(states(ops, model), model.pooling)
     return states(ops, model, only=model.pooling)
 
 

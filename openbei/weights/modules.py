@@ -145,12 +145,12 @@ def _splade(folder: Path, kinds: Sequence[str], paths: Sequence[str]) -> Modules
     check_output(folder / paths[0], WORDS, "logits")
     config = read_object(folder / paths[1] / "config.json", optional=True)
     strategy, activation = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
-    if strategy != "max":
-        raise UnsupportedModel(f"{paths[1]}/config.json has pooling_strategy {strategy!r}; supported: 'max'")
+    if strategy not in ("max", "sum"):
+        raise UnsupportedModel(f"{paths[1]}/config.json has pooling_strategy {strategy!r}; supported: max, sum")
     if activation not in _SPLADE_LOGS:
         listed = ", ".join(_SPLADE_LOGS)
         raise UnsupportedModel(f"{paths[1]}/config.json has activation_function {activation!r}; supported: {listed}")
-    return Modules(paths[0], "max", normalize=False, num_logs=_SPLADE_LOGS[activation])
+    return Modules(paths[0], strategy, normalize=False, num_logs=_SPLADE_LOGS[activation])
 
 
 def _multi_vector(folder: Path, kinds: Sequence[str], paths: Sequence[str]) -> Modules:

@@ -6,7 +6,7 @@ import torch
 
 from openbei.engine.finish import activated, normalized
 from openbei.engine.request import Options
-from openbei.engine.sparse import sparse_by_id, which_count
+from openbei.engine.sparse import all_words, at_most, few_words, sparse_by_id, sparse_by_word, which_count
 from openbei.weights.checkpoint import ByToken
 
 EXTREME = np.float32([[0, -100], [100, 0], [3e38, -3e38], [-3e38, 3e38], [1e-30, 0], [88.8, 88.9], [-745, -746]])
@@ -57,3 +57,21 @@ def test_which_tokens_have_a_vector() -> None:
     assert which_count([4, 4, 5], Options(), rules).tolist() == [False, False, True]
     assert which_count([4, 4, 5], Options(is_query=True), rules).tolist() == [False, True, True]
     assert which_count([4, 5], Options(), ByToken()).tolist() == [True, True]
+
+
+def test_a_row_of_words_is_its_words_over_zero() -> None:
+    row = np.zeros(300_000, np.float32)
+    row[[0, 7, 262_143, 299_999]] = 0.5, -1, 2, 3e-30
+    few = few_words(row)
+    assert few.tolist() == [[0, 0.5], [262_143, 2], [299_999, np.float32(3e-30)]]
+    assert few.dtype == np.float32
+    words, values = sparse_by_word(few, lambda logits: logits)
+    assert (words.tolist(), words.dtype, values.tolist()) == ([0, 262_143, 299_999], np.int32, few[:, 1].tolist())
+    assert np.array_equal(all_words(few, 300_000), np.maximum(row, 0))
+    assert few_words(np.zeros(9, np.float32)).shape == (0, 2)
+    assert np.isnan(few_words(np.float32([0, np.nan]))[0, 1])  # so that it fails the request, and is not left out
+
+
+@pytest.mark.parametrize(("asked", "num_words", "most"), [(None, 30_522, 549), (8, 30_522, 8), (None, 1 << 25, 1)])
+def test_a_batch_has_only_so_many_rows_of_words(asked: int | None, num_words: int, most: int) -> None:
+    assert at_most(asked, num_words) == most

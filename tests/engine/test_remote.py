@@ -360,13 +360,14 @@ def test_a_job_is_the_same_on_the_other_side(types: list[list[int] | None]) -> N
         ]
 
 
-@pytest.mark.parametrize("shapes", [[(4,), (4,)], [(1, 4), (3, 4)], [(1, 4), (1, 4)]])
+@pytest.mark.parametrize(
+    "shapes", [[(4,), (4,)], [(1, 4), (3, 4)], [(1, 4), (1, 4)], [(0, 2), (5, 2)], [(0, 2), (0, 2)]]
+)
 def test_an_answer_is_the_same_on_the_other_side(shapes: list[tuple[int, ...]]) -> None:
     """Also a row that is an input's only token, which must not come back as the input's vector."""
     rng = np.random.default_rng(0)
     rows = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
-    job = Job([[1] * (shape[0] if len(shape) == 2 else 2) for shape in shapes], [None] * len(shapes), "states")
-    answer = answer_of(ANSWERS.decode(frame(done(1, Answer(rows, [(0.1, 0.2), (0.3, 0.4)])))[4:]), job)
+    answer = answer_of(ANSWERS.decode(frame(done(1, Answer(rows, [(0.1, 0.2), (0.3, 0.4)])))[4:]))
     assert [row.shape for row in answer.rows] == shapes
     assert all(np.array_equal(one, other) for one, other in zip(answer.rows, rows, strict=True))
     assert answer.spans == [(0.1, 0.2), (0.3, 0.4)]

@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
-from openbei.model.ops.openvino_model import CompiledModel, CompileOptions, compile_model, native_bfloat16
+from openbei.model.ops.openvino_graph import Graph
+from openbei.model.ops.openvino_model import CompileOptions, compile_model, native_bfloat16
 from openbei.model.positions import alibi_slopes
-from openbei.model.spec import Array, Batch, Embedding, Layer, Linear, Model, Norm, Weights, pack
+from openbei.model.spec import Array, Embedding, Layer, Linear, Model, Norm, Weights, pack
 from tests.engine.fakes import SPEC
 
 
 def test_first_runs_of_a_size_never_overlap_and_later_ones_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = object.__new__(CompiledModel), object.__new__(CompiledModel)
+    graphs = object.__new__(Graph), object.__new__(Graph)
     for graph in graphs:
         graph._packed = set()
     running, overlaps, met = [], [], set()
     together = threading.Barrier(2, timeout=20)
 
-    def infer(batch: Batch) -> None:
-        size = batch.num_tokens
+    def infer(inputs: list[Array]) -> None:
+        size = len(inputs[0])
         first = size not in met
         if first:
             overlaps.append(len(running))
@@ -36,13 +37,14 @@ def test_first_runs_of_a_size_never_overlap_and_later_ones_may(monkeypatch: pyte
         if first:
             running.remove(size)
 
-    monkeypatch.setattr(CompiledModel, "_infer", lambda _, batch: infer(batch))
-    batches = [pack(SPEC, [[1] * 4] * count) for count in (2, 8, 16, 32)]
-    runs = [graph.run for graph in graphs * 2]
+    monkeypatch.setattr(Graph, "_infer", lambda _, inputs: infer(inputs))
+    sizes = (2, 8, 16, 32)
+    inputs = [[np.zeros(size, np.int32)] for size in sizes]
+    runs = [graph.infer for graph in graphs * 2]
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda run, batch: run(batch), runs, batches))
+        list(threads.map(lambda run, *of: run(*of), runs, inputs, sizes))
         assert overlaps == [0] * 4
-        list(threads.map(lambda run, batch: run(batch), runs[:2], batches[:2]))
+        list(threads.map(lambda run, *of: run(*of), runs[:2], inputs[:2], sizes[:2]))
     assert [len(graph._packed) for graph in graphs] == [2, 2]
 
 

@@ -9,8 +9,11 @@ import pytest
 from transformers import PreTrainedModel
 
 from openbei.engine.finish import activated
+from openbei.model import ops
+from openbei.model.ops import LastProduct, cuda, openvino_words
 from openbei.model.ops.cuda import Placement
-from openbei.model.spec import HeadLayer, Linear, Model, pack
+from openbei.model.ops.openvino_graph import CompileOptions
+from openbei.model.spec import HeadLayer, Linear, Model, Pooling, pack
 from openbei.weights.load import load
 from tests import families, splade
 from tests.model import oracles
@@ -31,7 +34,8 @@ class Case:
 
     def run(self, backend: str, model: Model | None = None) -> Floats:
         model = model or self.model
-        return activated(vectors_of(backend, model)(pack(model.spec, self.ids, self.types)), "log1p_relu")
+        rows = vectors_of(backend, model)(pack(model.spec, self.ids, self.types))
+        return rows if model.pooling == "sum" else activated(rows, "log1p_relu")
 
 
 def loaded(family: str, judge: PreTrainedModel, folder: object) -> Case:
@@ -61,6 +65,52 @@ def test_words_have_the_weights_that_transformers_gives_them(
     assert (case.weights == 0).any()
     assert case.model.embedding_dim == case.weights.shape[1] == case.model.spec.vocab_size
     assert error(case.run(backend), case.weights) <= 1e-4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("num_logs", [1, 2])
+def test_the_sum_of_what_each_token_gives(num_logs: int, backend: str, cases: Callable[[str], Case]) -> None:
+    case = cases("bert")
+    logits = families.transformers_logits(splade.network("bert"), case.ids, case.types)
+    words = np.log1p(np.maximum(logits.astype(np.float64), 0))
+    words = words if num_logs == 1 else np.log1p(words)
+    wanted = np.add.reduceat(words, np.cumsum([0, *LENGTHS[:-1]]), axis=0).astype(np.float32)
+    rows = case.run(backend, replace(case.model, pooling="sum", num_logs=num_logs))
+    assert error(rows, wanted) <= 1e-4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pooling", ["max", "sum"])
+def test_words_are_the_same_in_pieces(
+    pooling: Pooling, backend: str, cases: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(cases("roberta").model, pooling=pooling)
+    whole = cases("roberta").run(backend, model)
+    assert model.spec.vocab_size % 50
+    for module in (ops, cuda):
+        monkeypatch.setattr(module, "PIECE", 50)
+    monkeypatch.setattr(openvino_words, "MAX_VALUES", 0)
+    assert len(list(ops.pieces(model.before_pooling[-1].linear))) == model.spec.vocab_size // 50 + 1 > 2
+    assert error(cases("roberta").run(backend, model), whole) <= 1e-5
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (1,), (64, 1, 1, 1), (3,) * 40, (16, 15, 40)])
+def test_a_grid_of_words_never_holds_more_than_its_cells(
+    lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_words, "MAX_VALUES", 0)
+    random = np.random.default_rng(1)
+    rows = random.normal(size=(sum(lengths) + 5, 6)).astype(np.float32)  # with rows of padding, as a batch has them
+    linear = Linear(random.normal(size=(9, 6)).astype(np.float32))
+    words = openvino_words.Words(LastProduct(linear, "max", 1), CompileOptions("float32", 1, 1))
+    sizes = []
+    infer = words._graph.infer
+    monkeypatch.setattr(words._graph, "infer", lambda x, size: sizes.append(x[0].shape) or infer(x, size))
+    ends = np.cumsum([0, *lengths]).astype(np.int32)
+    wanted = np.stack([part.max(0) for part in np.split(rows @ linear.weight.T, ends[1:])[:-1]])
+    assert error(words.pool(rows, ends), wanted) <= 1e-5
+    assert all(b * s <= words.num_cells == 16 for b, s, _ in sizes)
+    assert len(sizes) <= 2 * -(-sum(lengths) // 16) + 3
 
 
 UNTIED = {

@@ -30,7 +30,7 @@ from openbei.engine.request import (
     Usage,
     num_characters,
 )
-from openbei.engine.sparse import Tokens
+from openbei.engine.sparse import NO_TOKENS, Tokens, few_words
 from openbei.engine.tokenizer import MAX_CHARACTERS_PER_TOKEN
 from openbei.weights.checkpoint import ByToken
 
@@ -125,7 +125,9 @@ class FakeEngine:
         times = Timings(TIMES.total_s, TIMES.tokenization_s, TIMES.queue_s, TIMES.inference_s)
         tagged = [tokens(one) for one in request.inputs] if request.task == "classify_tokens" else []
         rows = [self.row(one, request) for one in request.inputs]
-        ids = Tokens([range(len(row)) for row in rows], ByToken(frozenset({1}), num_dropped=1))
+        ids = NO_TOKENS
+        if self.info.kind != "sparse":
+            ids = Tokens([range(len(row)) for row in rows], ByToken(frozenset({1}), num_dropped=1))
         rows = finished(request.task, rows, request.options, ACTIVATIONS.get(self.info.kind, "sigmoid"), ids)
         result = Result(rows, usage, times, tagged)
         self.metrics.succeeded(request, result, [TIMES] * len(request.inputs))
@@ -138,7 +140,7 @@ class FakeEngine:
             case "embed":
                 return vector(one)
             case "embed_sparse":
-                return vector(one) if self.info.kind == "sparse" else np.abs(vector(one))[:, None]
+                return few_words(vector(one)) if self.info.kind == "sparse" else np.abs(vector(one))[:, None]
             case "embed_tokens" | "embed_multi":
                 return np.stack([vector(one)] * num_characters(one))
             case "classify_tokens":

@@ -40,23 +40,24 @@ def late_folder(folder: Path, mask: dict[str, Any] | None = None, **text: Any) -
 
 
 @pytest.mark.parametrize(
-    ("pooling", "num_logs"),
+    ("pooling", "strategy", "num_logs"),
     [
-        ({}, 1),
-        ({"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": None}, 1),
-        ({"activation_function": "log1p_relu", "embedding_dimension": 99}, 2),
+        ({}, "max", 1),
+        ({"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": None}, "max", 1),
+        ({"activation_function": "log1p_relu", "embedding_dimension": 99}, "max", 2),
+        ({"pooling_strategy": "sum"}, "sum", 1),
     ],
 )
-def test_splade_pooling(pooling: dict[str, Any], num_logs: int, tmp_path: Path) -> None:
+def test_splade_pooling(pooling: dict[str, Any], strategy: str, num_logs: int, tmp_path: Path) -> None:
     modules = read_modules(splade_folder(tmp_path, pooling, max_seq_length=40))
-    assert (modules.pooling, modules.num_logs, modules.dense, modules.normalize) == ("max", num_logs, (), False)
+    assert (modules.pooling, modules.num_logs, modules.dense, modules.normalize) == (strategy, num_logs, (), False)
     assert read_modules(tmp_path, "splade") == modules
 
 
 @pytest.mark.parametrize(
     ("pooling", "said"),
     [
-        ({"pooling_strategy": "sum"}, "pooling_strategy 'sum'; supported: 'max'"),
+        ({"pooling_strategy": "mean"}, "pooling_strategy 'mean'; supported: max, sum"),
         ({"activation_function": "softplus"}, "activation_function 'softplus'; supported: relu, log1p_relu"),
     ],
 )

@@ -5,13 +5,14 @@ for OpenVINO, a torch.Tensor for PyTorch. Each method's text is its definition; 
 Cut where kernels fuse: a CUDA backend does each of these in one launch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from openbei.model.spec import Activation, Array, Embedding, Linear, Norm, NormKind, Pooling
 
 X = TypeVar("X")
+PIECE = 2048  # words whose logits are held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,22 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     bias: Array | None = None
+
+
+def pieces(linear: Linear) -> Iterator[Linear]:
+    """A product with many rows -> products of up to PIECE of them each, in order; nothing is copied."""
+    for begin in range(0, len(linear.weight), PIECE):
+        rows = slice(begin, begin + PIECE)
+        yield Linear(linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class LastProduct:
+    """What Ops.pool_words is asked for, where a backend does it later."""
+
+    linear: Linear
+    kind: Pooling
+    num_logs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +96,12 @@ class Ops(Protocol[X]):
     def pool(self, x: X, kind: Pooling) -> X:
         """States -> one row a sequence: first token, mean (summed in float32), last token, or the largest value of each
         column: (T, C) -> (B, C).
+        """
+        ...
+
+    def pool_words(self, x: X, linear: Linear, kind: Pooling, num_logs: int) -> X:
+        """Rows over a vocabulary -> one a sequence: pool(x Wᵀ + b), (T, C) -> (B, V), in pieces of PIECE words.
+
+        sum: of what num_logs times log(1 + relu()) makes of each value. (T, V) is never held: it may be gigabytes.
         """
         ...

@@ -30,7 +30,7 @@ from openbei.model.kernels.norm import add_norm, head_norm
 from openbei.model.kernels.pool import pool
 from openbei.model.kernels.quantize import Quantized, quantize_rows
 from openbei.model.kernels.rope import Angles, HeadNorms, rope_
-from openbei.model.ops import Attention, NormSpec
+from openbei.model.ops import PIECE, Attention, NormSpec
 from openbei.model.ops.cuda_batch import Layout, Regions
 from openbei.model.ops.cuda_weights import FP8_STEP, DeviceWeights, Placement, Product, Upload, place
 from openbei.model.spec import Activation, Batch, Embedding, Linear, Model, ModelSpec, Norm, Output, Pooling, Rope, Size
@@ -134,6 +134,21 @@ class CudaOps:
     def pool(self, x: Rows, kind: Pooling) -> Rows:
         """(T, C) -> (B, C) float32."""
         return Rows(pool(x.whole(), self.batch.cu_seqlens, kind))
+
+    def pool_words(self, x: Rows, linear: Linear, kind: Pooling, num_logs: int) -> Rows:
+        """(T, C) -> (B, V) float32, a piece of the words after another."""
+        product, cu_seqlens, pooled = self.weights.products[id(linear)], self.batch.cu_seqlens, []
+        for begin in range(0, len(product.weight), PIECE):
+            rows = slice(begin, begin + PIECE)
+            bias = None if product.bias is None else product.bias[rows]
+            words = self._multiply(x, replace(product, weight=product.weight[rows], bias=bias))
+            if kind != "sum":
+                pooled.append(pool(words, cu_seqlens, kind))
+                continue
+            for _ in range(num_logs):
+                words = words.float().relu().log1p()
+            pooled.append(pool(words, cu_seqlens, "mean") * cu_seqlens.diff()[:, None])
+        return Rows(torch.cat(pooled, dim=1))
 
     def _multiply(self, x: Rows, product: Product) -> Tensor:
         """x Wᵀ + b, (rows, in) -> (rows, out), in the precision of the product."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from openbei.model.ops import Attention, NormSpec
+from openbei.model.ops import Attention, LastProduct, NormSpec
 from openbei.model.ops.openvino_batch import INPUTS, MASKED
 from openbei.model.ops.runtime import op, ov
 from openbei.model.positions import alibi_slopes
@@ -40,6 +40,7 @@ class OpenVinoOps:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.inputs: dict[str, ov.Node] = {}
+        self.last_product: LastProduct | None = None
         self._masks: dict[Attention, ov.Node] = {}
         self._halves: tuple[ov.Node, ...] | None = None
 
@@ -56,10 +57,7 @@ class OpenVinoOps:
 
     def linear(self, x: ov.Node, linear: Linear, activation: Activation = "identity") -> ov.Node:
         """(rows, in) -> (rows, out)."""
-        y = op.matmul(x, _constant(linear.weight), False, True)
-        if linear.bias is not None:
-            y = op.add(y, _constant(linear.bias))
-        return ACTIVATIONS[activation](y)
+        return ACTIVATIONS[activation](product(x, linear))
 
     def linears(self, x: ov.Node, linears: Sequence[Linear]) -> Sequence[ov.Node]:
         """Each of them on the same x."""
@@ -119,6 +117,11 @@ class OpenVinoOps:
         inside = self._input("inside")
         summed = op.reduce_sum(op.multiply(op.gather(x, self._input("grid"), FIRST_AXIS), inside), np.array([1]))
         return op.divide(summed, op.reduce_sum(inside, np.array([1])))
+
+    def pool_words(self, x: ov.Node, linear: Linear, kind: Pooling, num_logs: int) -> ov.Node:
+        """(T, C) as it is: openvino_words.py does the rest outside of this graph, a few tokens at once."""
+        self.last_product = LastProduct(linear, kind, num_logs)
+        return x
 
     def _to_grid(self, x: ov.Node, num_heads: int) -> ov.Node:
         """(T, heads*D) -> (B, heads, S, D); rope has put there what it turned."""
@@ -182,6 +185,12 @@ class OpenVinoOps:
             dtype, shape, _ = INPUTS[name]
             self.inputs[name] = op.parameter(shape, dtype, name=name)
         return self.inputs[name]
+
+
+def product(x: ov.Node, linear: Linear) -> ov.Node:
+    """x Wᵀ + b: (..., in) -> (..., out)."""
+    y = op.matmul(x, _constant(linear.weight), False, True)
+    return y if linear.bias is None else op.add(y, _constant(linear.bias))
 
 
 def _constant(array: Array) -> ov.Node:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openbei.model import transformer
-from openbei.model.ops import Attention, NormSpec, Ops
+from openbei.model.ops import Attention, NormSpec, Ops, pieces
 from openbei.model.positions import cos_sin, visible
 from openbei.model.spec import Activation, Array, Batch, Embedding, Linear, Model, ModelSpec, Norm, Pooling
 
@@ -96,7 +96,19 @@ class TorchOps:
             return torch.stack([x[rows].mean(0) for rows in self.rows])
         if kind == "max":
             return torch.stack([x[rows].amax(0) for rows in self.rows])
+        if kind == "sum":
+            return torch.stack([x[rows].sum(0) for rows in self.rows])
         return torch.stack([x[rows][0 if kind == "cls" else -1] for rows in self.rows])
+
+    def pool_words(self, x: Tensor, linear: Linear, kind: Pooling, num_logs: int) -> Tensor:
+        """(T, C) -> (B, V), a piece of the words after another."""
+        pooled = []
+        for piece in pieces(linear):
+            words = self.linear(x, piece)
+            for _ in range(num_logs if kind == "sum" else 0):
+                words = torch.log1p(F.relu(words))
+            pooled.append(self.pool(words, kind))
+        return torch.cat(pooled, dim=1)
 
 
 def states(model: Model, batch: Batch) -> NDArray[np.float32]:
