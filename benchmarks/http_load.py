@@ -27,20 +27,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def spawn(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """`bei serve`, as a person would start it."""
-    command = [
-        sys.executable,
-        "-m",
-        "openbei.cli",
-        "serve",
-        str(folder),
-        "--port",
-        str(port),
-        "--hostname",
-        "127.0.0.1",
-    ]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+def spawn(folder: Path, port: int, *more: str) -> subprocess.Popen[bytes]:
+    """`bei serve`, as a person would start it; more: further arguments."""
+    command = [sys.executable, "-m", "openbei.cli", "serve", str(folder), "--port", str(port)]
+    return subprocess.Popen([*command, "--hostname", "127.0.0.1", *more], stdout=subprocess.DEVNULL)
 
 
 def first_answer(process: subprocess.Popen[bytes], port: int, text: str) -> np.ndarray:
