@@ -4,16 +4,19 @@ Owns what a person types and reads; never touches tensors or requests. What take
 command that needs it, so that `bei --help` is quick and `bei serve` starts quickly.
 """
 
+import contextlib
 import os
+import signal
 import stat
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import orjson
@@ -51,7 +54,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with _ended_by(signal.SIGTERM):
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise
         except OpenBeiError as error:
@@ -59,6 +63,25 @@ class Commands(click.Group):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(f"{where}{error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _ended_by(*signals: signal.Signals) -> Iterator[None]:
+    """Any of the signals ends the process at once, until something within has a handler of its own.
+
+    That is what the kernel does, but not to process 1, which a container's is: it only hears what it has a handler for.
+    """
+    action = _end if os.getpid() == 1 else signal.SIG_DFL
+    before = {number: signal.signal(number, action) for number in signals}
+    try:
+        yield
+    finally:
+        for number, action_before in before.items():
+            signal.signal(number, action_before)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    os._exit(128 + number)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -98,20 +121,16 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
         from openbei.server.trace import check
 
         check(config)
-    config = _with_grpc_port(config)
-    _note_artifact(engine_config.model_id, values["verify"])
-    if config.frontends:
-        _serve_processes(engine_config, config, started_s)
-    else:
-        _serve_here(engine_config, config, started_s)
-
-
-def _with_grpc_port(config: ServerConfig) -> ServerConfig:
-    if config.grpc_port is None:
-        return config
     from openbei.server.listen import settled
 
-    return settled(config)
+    config = settled(config)
+    _note_artifact(engine_config.model_id, values["verify"])
+    # A KeyboardInterrupt could come in the middle of an import, and two threads do many: the next would wait for ever.
+    with _ended_by(signal.SIGINT):
+        if config.frontends:
+            _serve_processes(engine_config, config, started_s)
+        else:
+            _serve_here(engine_config, config, started_s)
 
 
 def _note_artifact(model: str | None, verify: bool) -> None:
