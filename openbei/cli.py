@@ -260,7 +260,8 @@ def embed(**values: Any) -> None:
         try:
             run(engine, job, on_text)
         except BaseException:
-            where = "" if output is None else f"; they are in {output}.part"
+            part = f"{output}.part"
+            where = f"; they are in {part}" if progress.num_texts and Path(part).exists() else ""
             click.echo(f"stopped after {progress.close()}{where}", err=True)
             raise
         click.echo(progress.close(), err=True)
