@@ -51,7 +51,10 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to embed, how, and where to. source, output: None for stdin and stdout. Raises ConfigError."""
+    """What to embed, how, and where to. source, output: None for stdin and stdout.
+
+    Raises ConfigError for an output that cannot be written, by its name or its folder.
+    """
 
     source: Path | None
     output: Path | None
@@ -61,6 +64,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.output is not None and self.output.suffix.lower() not in OUTPUT_SUFFIXES:
             raise ConfigError(f"output must end in .jsonl or .npy, got {self.output.name}")
+        if self.output is not None and not self.output.resolve().parent.is_dir():
+            raise ConfigError(f"output must be in a folder that is there, got {self.output}")
 
 
 def run(engine: "Engine", job: Job, on_text: Callable[["Line"], None]) -> None:

@@ -7,16 +7,17 @@ command that needs it, so that `bei --help` is quick and `bei serve` starts quic
 import contextlib
 import gc
 import os
+import signal
 import stat
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import orjson
@@ -56,7 +57,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with _ended_by(signal.SIGTERM):
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise
         except OpenBeiError as error:
@@ -64,6 +66,25 @@ class Commands(click.Group):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(f"{where}{error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _ended_by(*signals: signal.Signals) -> Iterator[None]:
+    """Any of the signals ends the process at once, until something within has a handler of its own.
+
+    That is what the kernel does, but not to process 1, which a container's is: it only hears what it has a handler for.
+    """
+    action = _end if os.getpid() == 1 else signal.SIG_DFL
+    before = {number: signal.signal(number, action) for number in signals}
+    try:
+        yield
+    finally:
+        for number, action_before in before.items():
+            signal.signal(number, action_before)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    os._exit(128 + number)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -113,21 +134,17 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
         from openbei.server.trace import check
 
         check(config)
-    config = _with_grpc(config)
-    for one in engines:
-        _note_artifact(one.model_id, values["verify"])
-    if config.frontends:
-        _serve_processes(engines, config, configure, started_s)
-    else:
-        _serve_here(engines, config, configure, started_s)
-
-
-def _with_grpc(config: ServerConfig) -> ServerConfig:
-    if not config.has_grpc:
-        return config
     from openbei.server.listen import settled
 
-    return settled(config)
+    config = settled(config)
+    for one in engines:
+        _note_artifact(one.model_id, values["verify"])
+    # A KeyboardInterrupt could come in the middle of an import, and two threads do many: the next would wait for ever.
+    with _ended_by(signal.SIGINT):
+        if config.frontends:
+            _serve_processes(engines, config, configure, started_s)
+        else:
+            _serve_here(engines, config, configure, started_s)
 
 
 def _note_artifact(model: str | None, verify: bool) -> None:
@@ -307,7 +324,8 @@ def embed(**values: Any) -> None:
         try:
             run(engine, job, on_text)
         except BaseException:
-            where = "" if output is None else f"; they are in {output}.part"
+            part = f"{output}.part"
+            where = f"; they are in {part}" if progress.num_texts and Path(part).exists() else ""
             click.echo(f"stopped after {progress.close()}{where}", err=True)
             raise
         click.echo(progress.close(), err=True)

@@ -12,12 +12,12 @@ class Progress:
 
     def __init__(self, total_bytes: int | None, shown: bool, pause_s: float = 0.1) -> None:
         self._started_s = time.monotonic()
-        self._num_texts = self._num_tokens = 0
+        self.num_texts = self._num_tokens = 0
         self._bar = _bar(total_bytes, pause_s) if shown else None
 
     def add(self, done_bytes: int, num_tokens: int) -> None:
         """One more text is done: where its line ends in the file, and the tokens of all so far."""
-        self._num_texts += 1
+        self.num_texts += 1
         self._num_tokens = num_tokens
         if self._bar is not None:
             self._bar.set_postfix_str(self._rates(), refresh=False)
@@ -27,11 +27,11 @@ class Progress:
         """Take the bar away; a sentence about the whole."""
         if self._bar is not None:
             self._bar.close()
-        return f"{self._num_texts} texts in {self._elapsed_s():.1f} s ({self._rates()})"
+        return f"{self.num_texts} texts in {self._elapsed_s():.1f} s ({self._rates()})"
 
     def _rates(self) -> str:
         seconds = self._elapsed_s()
-        return f"{self._num_texts / seconds:,.0f} texts/s, {self._num_tokens / seconds:,.0f} tokens/s"
+        return f"{self.num_texts / seconds:,.0f} texts/s, {self._num_tokens / seconds:,.0f} tokens/s"
 
     def _elapsed_s(self) -> float:
         return max(time.monotonic() - self._started_s, 1e-9)

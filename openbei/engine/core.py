@@ -27,7 +27,6 @@ from openbei.model.spec import Batch, Output, pack
 from openbei.weights.checkpoint import Checkpoint
 
 Clock = Callable[[], float]
-MAX_RETRY_AFTER_S = 30
 RESTART_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ class LocalCore:
             lane.join()
 
     def _retry_after_s(self) -> float:
-        return min(MAX_RETRY_AFTER_S, 1 + self._queue.num_tokens / self._tokens_per_s)
+        return 1 + self._queue.num_tokens / self._tokens_per_s
 
     # Batch and run
 

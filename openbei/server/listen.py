@@ -23,7 +23,8 @@ def listen(hostname: str, port: int) -> socket.socket:
     try:
         return socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
-        raise ConfigError(f"cannot listen on port {port} of {hostname}: {error.strerror}") from None
+        reason = os.strerror(error.errno) if error.errno else error  # Python's own text repeats the address
+        raise ConfigError(f"cannot listen on port {port} of {hostname}: {reason}") from None
 
 
 def listen_shared(hostname: str, port: int, count: int) -> list[socket.socket]:
@@ -47,21 +48,23 @@ def listen_shared(hostname: str, port: int, count: int) -> list[socket.socket]:
 
 
 def settled(config: ServerConfig) -> ServerConfig:
-    """A config -> the same with a port for gRPC, if any, that is free and that its processes may share.
+    """A config -> the same with a port for gRPC, if any, that its processes may share.
 
-    Raises ConfigError if the port or the socket is not free, or the packages are not installed.
+    Raises ConfigError if a port or the socket is not free now, before a model is loaded in vain, or if the packages
+    that gRPC needs are not installed.
     """
-    if not config.has_grpc:
-        return config
-    missing = [name for name in ("grpc", "grpc_health", "grpc_reflection") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"gRPC needs openbei[grpc], which is not installed: there is no {', '.join(missing)}")
-    if config.grpc_socket is not None:
-        check_socket(config.grpc_socket)
-    if config.grpc_port is None:
-        return config
-    with listen(config.hostname, config.grpc_port) as listener:
-        return replace(config, grpc_port=listener.getsockname()[1])
+    with listen(config.hostname, config.port):
+        if not config.has_grpc:
+            return config
+        missing = [name for name in ("grpc", "grpc_health", "grpc_reflection") if find_spec(name) is None]
+        if missing:
+            raise ConfigError(f"gRPC needs openbei[grpc], which is not installed: there is no {', '.join(missing)}")
+        if config.grpc_socket is not None:
+            check_socket(config.grpc_socket)
+        if config.grpc_port is None:
+            return config
+        with listen(config.hostname, config.grpc_port) as listener:
+            return replace(config, grpc_port=listener.getsockname()[1])
 
 
 def check_socket(path: str) -> None:

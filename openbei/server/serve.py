@@ -84,9 +84,13 @@ class Server(uvicorn.Server):
         self.grpc: GrpcServer | None = None
         self.drainer = threading.Thread(target=self.drain, name="drain", daemon=True)
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's whole life; a signal may come as soon as it begins."""
+        self.loop = asyncio.get_running_loop()
+        await super().serve(sockets=sockets)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's hook: the socket listens once this is through."""
-        self.loop = asyncio.get_running_loop()
         await self.before()
         await super().startup(sockets=sockets)
         if self.server_config.has_grpc:

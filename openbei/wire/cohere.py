@@ -169,11 +169,11 @@ class CohereError:
 
 
 def as_documents(documents: Sequence[Document], rank_fields: Sequence[str] | None) -> list[str]:
-    """Documents -> their texts; of an object the values of rank_fields, or of `text`, a line each.
+    """Documents -> their texts; of an object the values of rank_fields, or of `text` if none is named, a line each.
 
     Raises InvalidInput where an object lacks one of them as text, MalformedBody where that text is no Unicode.
     """
-    keys = ["text"] if rank_fields is None else rank_fields
+    keys = rank_fields or ["text"]
     return [
         one if isinstance(one, str) else "\n".join(text_under(key, one, index) for key in keys)
         for index, one in enumerate(documents)

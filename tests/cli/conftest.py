@@ -1,5 +1,6 @@
 """`bei` in process, with the loading of models and the server replaced."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
             "http://127.0.0.1:7997", EngineAt(Path("socket"), served, plan.describe(checkpoint(), plan.engine, info))
         )
 
+    def listen(_hostname: str, _port: int) -> socket.socket:  # any port: tests that run beside this one may have that
+        return socket.create_server(("127.0.0.1", 0))
+
+    monkeypatch.setattr("openbei.server.listen.listen", listen)
     monkeypatch.setattr("openbei.server.supervisor.supervise", supervise)
     monkeypatch.setattr("openbei.weights.load.load", load)
     monkeypatch.setattr("openbei.engine.start.start", start)

@@ -162,7 +162,7 @@ def test_devices_are_written_to_and_links_followed(bei: Bei, tmp_path: Path) -> 
     [
         (["nowhere.txt"], 2, "'nowhere.txt' does not exist"),
         (["-o", "v.csv"], 1, "output must end in .jsonl or .npy, got v.csv"),
-        (["-o", "no/such/folder/v.npy"], 1, "No such file or directory"),
+        (["-o", "no/such/folder/v.npy"], 1, "output must be in a folder that is there, got no/such/folder/v.npy"),
         (["--dimensins", "4"], 2, "Did you mean '--dimensions'?"),
     ],
 )
@@ -171,6 +171,19 @@ def test_what_cannot_be(bei: Bei, args: list[str], code: int, words: str) -> Non
     assert result.exit_code == code
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_output_that_cannot_be_is_told_before_a_model_is_loaded(bei: Bei, seen: Seen) -> None:
+    result = bei("embed", "-o", "no/such/folder/v.npy", input="a\n")
+    assert result.stderr.count("\n") == 1
+    assert seen.loading is None
+
+
+def test_nothing_done_is_nowhere(bei: Bei, tmp_path: Path) -> None:
+    result = bei("embed", "-o", str(tmp_path / "v.npy"), input="\n")
+    first, second = result.stderr.splitlines()
+    assert re.fullmatch(r"stopped after 0 texts in [\d.]+ s \(.*\)", first)
+    assert second == "Error: line 1 is empty; --skip-empty leaves such lines out"
 
 
 def test_the_bar_shows_rates_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:

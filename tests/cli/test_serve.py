@@ -2,6 +2,8 @@
 
 import json
 import re
+import signal
+import socket
 from dataclasses import fields
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from openbei.config import EngineConfig, ServerConfig
 from openbei.errors import ModelNotFound
+from openbei.server.listen import listen
 from tests.cli.conftest import Bei, Seen
 
 EVERY_ENGINE_FIELD: dict[str, Any] = {
@@ -208,6 +211,50 @@ def test_ready_text(bei: Bei) -> None:
 def test_ready_as_json(bei: Bei) -> None:
     facts = json.loads(bei("serve", "--json-output").stdout)
     assert (facts["message"], facts["address"]) == ("ready", "http://127.0.0.1:7997")
+
+
+@pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
+def test_a_taken_port_is_told_before_a_model_is_loaded(
+    bei: Bei, seen: Seen, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    pytest.importorskip("grpc_reflection", reason="openbei[grpc] is not installed")
+    monkeypatch.setattr("openbei.server.listen.listen", listen)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = bei("serve", "--hostname", "127.0.0.1", "--port", "0", flag, str(port))
+    assert (done.exit_code, done.output) == (
+        1,
+        f"Error: cannot listen on port {port} of 127.0.0.1: Address already in use\n",
+    )
+    assert seen.loading is None
+
+
+def test_one_port_for_both_is_told_too(bei: Bei, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("grpc_reflection", reason="openbei[grpc] is not installed")
+    monkeypatch.setattr("openbei.server.listen.listen", listen)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    done = bei("serve", "--hostname", "127.0.0.1", "--port", port, "--grpc-port", port)
+    assert (done.exit_code, "cannot listen on port" in done.output) == (1, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_process_1_hears_a_signal_while_it_loads(bei: Bei, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The kernel lets the first process of a container pass over any signal that it has no handler for."""
+
+    def load(*_: object) -> None:
+        handler: Any = signal.getsignal(number)
+        handler(number, None)
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr("openbei.weights.load.load", load)
+    monkeypatch.setattr("os._exit", leave)
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    assert bei("serve").exit_code == 128 + number
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.mark.parametrize(("args", "env"), [(["--grpc-port", "0"], {}), ([], {"GRPC_PORT": "0"})])

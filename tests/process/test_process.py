@@ -180,6 +180,19 @@ def test_a_wrong_start_is_one_line(args: list[str], code: int, words: str) -> No
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_start_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """Without a word, and without waiting for what else is being read or imported."""
+    os.mkfifo(tmp_path / "config.json")
+    process = subprocess.Popen(
+        [*BEI, "serve", "--port", "0", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV
+    )
+    with (tmp_path / "config.json").open("wb"):  # opens once the other side reads, which then waits for its end
+        process.send_signal(number)
+        assert process.communicate(timeout=20) == (b"", b"")
+    assert process.returncode == -number
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_taken_port_is_one_line(server: Server, layout: str) -> None:
     port = server.url.rpartition(":")[2]

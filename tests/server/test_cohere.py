@@ -89,6 +89,8 @@ def test_documents_that_are_objects(path: str) -> None:
     assert {one["index"]: one["document"] for one in body["results"]} == {0: documents[0], 1: {"text": "c"}}
     wire.post(path, {"query": "q", "documents": documents, "rank_fields": ["title", "text"]})
     assert wire.engine.requests[1].inputs == [Pair("q", "b\na"), Pair("q", "c")]
+    wire.post(path, {"query": "q", "documents": documents, "rank_fields": []})
+    assert wire.engine.requests[2].inputs == [Pair("q", "a"), Pair("q", "c")]
 
 
 @pytest.mark.parametrize("value", ["1" + "0" * 400, "-0.10", "1e999", '"\\u00e9"', "[{}, null]"])

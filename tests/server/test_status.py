@@ -126,3 +126,16 @@ def test_docs_load_nothing_from_anywhere(engine: FakeEngine, wire: Wire) -> None
     embedded = re.search(r'<script id="document" type="application/json">(.*?)</script>', response.text, re.DOTALL)
     assert embedded is not None
     assert json.loads(embedded[1]) == wire.get("/openapi.json").json()
+
+
+def test_docs_have_a_form_for_every_route(wire: Wire) -> None:
+    """Each with a body of the right shape: what is refused is refused for the model's sake alone."""
+    page = wire.get("/docs").text
+    examples = dict(re.findall(r'^  "(/\S*)": (\{.*\}),$', page, re.MULTILINE))
+    paths = wire.get("/openapi.json").json()["paths"]
+    posts = {path for path, methods in paths.items() if "post" in methods}
+    same = {path for path in posts if paths[path]["post"]["summary"].startswith("Same as")}
+    assert set(examples) == posts - same
+    for path, example in examples.items():
+        body = json.loads(re.sub(r"(\w+): ", r'"\1": ', example))
+        assert wire.post(path, body).status_code in {200, 424}, path
