@@ -9,22 +9,19 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.responses import Response
 
 from openbei import errors
-from openbei.engine.request import Result
+from openbei.engine.request import EngineInfo, Result
 from openbei.server.negotiate import to_json, written
 from openbei.server.route import Call, Dialect, Handler
 from openbei.wire.cohere import CohereError
 from openbei.wire.openai import OpenAIError
 from openbei.wire.tei import TEIError
-
-if TYPE_CHECKING:
-    from openbei.engine.engine import Engine
 
 logger = logging.getLogger("openbei.server")
 
@@ -85,14 +82,14 @@ def base64_rows(rows: NDArray[np.float32]) -> list[str]:
 
 def computed(call: Call, result: Result) -> dict[str, str]:
     """What an answer to this call cost, as headers."""
-    return cost(call.engine, call.arrived_s, result)
+    return cost(call.engine.info, call.arrived_s, result)
 
 
-def cost(engine: "Engine", arrived_s: float, result: Result) -> dict[str, str]:
+def cost(info: EngineInfo, arrived_s: float, result: Result) -> dict[str, str]:
     """The headers that tell what an answer cost: whole milliseconds, rounded down. arrived_s: time.monotonic()."""
     times, usage = result.timings, result.usage
     total_ms = str(int((time.monotonic() - arrived_s) * 1000))
-    device = "cpu" if engine.info.device.startswith("cpu") else "gpu"
+    device = "cpu" if info.device.startswith("cpu") else "gpu"
     steps_s = (times.tokenization_s, times.queue_s, times.inference_s)
     values = (
         f"{device}+optimized",

@@ -27,6 +27,7 @@ from openbei.wire import tei_pb2 as pb
 if TYPE_CHECKING:
     from openbei.config import ServerConfig
     from openbei.engine.engine import Engine
+    from openbei.engine.models import Models
 
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 SERVICES = (
@@ -37,13 +38,13 @@ SERVICES = (
 
 
 class GrpcServer:
-    """Serves an engine over gRPC from start to stop, all in one running event loop. port: where it listens, if at one.
+    """Serves models over gRPC from start to stop, all in one running event loop. port: where it listens, if at one.
 
     spans: as Shared has it. Raises ConfigError if an address cannot be listened on.
     """
 
-    def __init__(self, engine: "Engine", config: "ServerConfig", spans: Spans | None = None) -> None:
-        self._shared = Shared(engine, config, spans)
+    def __init__(self, served: "Models | Engine", config: "ServerConfig", spans: Spans | None = None) -> None:
+        self._shared = Shared(served, config, spans)
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", config.payload_limit),
@@ -51,7 +52,9 @@ class GrpcServer:
                 ("grpc.http2.max_ping_strikes", 0),  # a client may ask as often as it likes whether we are there
             )
         )
-        self._server.add_generic_rpc_handlers((*handlers(self._shared), health.handler(engine), *reflection()))
+        self._server.add_generic_rpc_handlers(
+            (*handlers(self._shared), health.handler(self._shared.models), *reflection())
+        )
         host, self.port = config.hostname, config.grpc_port
         if self.port is not None:
             address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
@@ -102,7 +105,7 @@ def unary(shared: Shared, rpc: Rpc) -> Callable[[bytes, Context], Awaitable[byte
     path, parse = f"{rpc.service}/{rpc.name}", parser(rpc.service, rpc.name)
 
     async def handler(data: bytes, context: Context) -> bytes:
-        async with Answering(shared, path, context, rpc.waits) as call:
+        async with Answering(shared, path, context, rpc.waits, rpc.asks) as call:
             message = parse(data)
             result = await (await rpc.begin(call, message))
             if isinstance(result, Result):
@@ -118,7 +121,7 @@ def stream(shared: Shared, rpc: Rpc) -> Callable[[AsyncIterable[bytes], Context]
 
     async def handler(messages: AsyncIterable[bytes], context: Context) -> None:
         async with (
-            Answering(shared, path, context, True) as call,
+            Answering(shared, path, context, True, rpc.asks) as call,
             aclosing(in_order(call, (parse(data) async for data in messages), rpc.begin)) as answered,
         ):
             async for message, result in answered:
@@ -134,7 +137,7 @@ def client_stream(shared: Shared) -> Callable[[AsyncIterable[bytes], Context], A
     parse = parser("Rerank", "RerankStream")
 
     async def handler(messages: AsyncIterable[bytes], context: Context) -> bytes:
-        async with Answering(shared, "Rerank/RerankStream", context, True) as call:
+        async with Answering(shared, "Rerank/RerankStream", context, True, "rerank") as call:
             answer, result = await rerank_stream(call, (parse(data) async for data in messages))
             await context.send_initial_metadata(call.told(result))
             return answer

@@ -45,7 +45,7 @@ def sparse(_: "Call", __: pb.EmbedSparseRequest, result: Result) -> bytes:
 def predictions(call: "Call", _: pb.PredictRequest | pb.PredictPairRequest, result: Result) -> bytes:
     """The scores (L,) of one text or pair -> PredictResponse, the best label first."""
     rows: Any = result.rows
-    scores, labels = rows[0], call.engine.info.labels
+    scores, labels = rows[0], call.info.labels
     found = [pb.Prediction(score=scores[place], label=labels[place]) for place in best_first(scores)]
     return encoded(pb.PredictResponse(predictions=found, metadata=cost(result)))
 
@@ -81,7 +81,7 @@ def text(_: "Call", __: pb.DecodeRequest, found: Sequence[str]) -> bytes:
 
 def info(call: "Call", _: pb.InfoRequest, __: None) -> bytes:
     """What is served -> InfoResponse; a token classifier is called a classifier, as TEI would."""
-    config, facts = call.engine.config, call.engine.info
+    config, facts = call.engine.config, call.info
     kind = pb.MODEL_TYPE_CLASSIFIER if facts.labels else pb.MODEL_TYPE_EMBEDDING
     response = pb.InfoResponse(
         version=__version__,

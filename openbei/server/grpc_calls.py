@@ -17,9 +17,10 @@ import grpc
 import grpc.aio
 
 from openbei import errors
-from openbei.engine.request import Request, Result
+from openbei.engine.models import Asked, Models, as_models
+from openbei.engine.request import EngineInfo, Request, Result
 from openbei.server.answers import cost, error_headers
-from openbei.server.intake import check_key, ids, ids_text, is_bulk
+from openbei.server.intake import MODEL_HEADER, check_key, ids, ids_text, is_bulk
 from openbei.server.trace import RequestSpan, Spans, spans_of, steps_of
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ Context = Any  # grpc.aio.ServicerContext
 
 
 class Shared:
-    """What the rpcs of one server share: the engine, threads for those who wait for room, the streams being read.
+    """What the rpcs of one server share: the models, threads for those who wait for room, the streams being read.
 
     spans: makes their spans, if they are traced; the config's if it is not given.
     """
 
-    def __init__(self, engine: "Engine", config: "ServerConfig", spans: Spans | None = None) -> None:
-        self.engine, self.config = engine, config
+    def __init__(self, served: "Models | Engine", config: "ServerConfig", spans: Spans | None = None) -> None:
+        self.models, self.config = as_models(served), config
         self.spans = spans or spans_of(config)
         self.waiting = ThreadPoolExecutor(WAITING_THREADS, "grpc-wait")
         self.readers: set[asyncio.Task[None]] = set()
@@ -62,7 +63,8 @@ class Shared:
 class Call:
     """One rpc. waits: for room in the engine, instead of being refused. Times are those of time.monotonic().
 
-    headers: its metadata. span: None where it is not traced.
+    headers: its metadata. span: None where it is not traced. chosen: the model that it means, once that is known. An
+    rpc keeps no engine: one that is unloaded must not live as long as a stream does.
     """
 
     shared: Shared
@@ -71,11 +73,17 @@ class Call:
     waits: bool
     headers: Mapping[str, str] = field(default_factory=dict)
     span: RequestSpan | None = None
+    chosen: EngineInfo | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """The model that answers."""
+        return self.chosen or self.shared.models.first.info
 
     @property
     def engine(self) -> "Engine":
-        """The engine that is served."""
-        return self.shared.engine
+        """Its engine. Raises UnknownModel where it has been unloaded."""
+        return self.shared.models.choose(self.info.served_model_name, "any")
 
     async def submit(self, request: Request) -> asyncio.Future[Result]:
         """A Request, once it is admitted -> the future of its Result; cancelling that reaches the engine.
@@ -94,7 +102,7 @@ class Call:
 
     def told(self, result: Result) -> tuple[tuple[str, str], ...]:
         """What the rpc's one answer cost, as over HTTP: for its initial metadata, and for its span."""
-        headers = cost(self.engine, self.arrived_s, result)
+        headers = cost(self.info, self.arrived_s, result)
         if self.span is not None:
             self.span.tell(headers)
             self.span.steps.extend(steps_of(result.timings))
@@ -109,18 +117,24 @@ class Call:
 
 
 class Answering:
-    """The frame of an rpc: its Call, when the key is right; and whatever is raised in it becomes its status."""
+    """The frame of an rpc: its Call, when key and model are right; and whatever is raised in it becomes its status.
 
-    def __init__(self, shared: Shared, path: str, context: Context, waits: bool) -> None:
+    asks: what a model must be able to do that is meant without a name.
+    """
+
+    def __init__(self, shared: Shared, path: str, context: Context, waits: bool, asks: Asked = "any") -> None:
         now_s, left_s, headers = time.monotonic(), context.time_remaining(), dict(context.invocation_metadata())
-        self._path, self._context = path, context
+        self._path, self._context, self._asks = path, context, asks
         span = None if shared.spans is None or path.startswith(UNTRACED) else begun(shared.spans, path, headers)
         self._call = Call(shared, now_s, None if left_s is None else now_s + left_s, waits, headers, span)
 
     async def __aenter__(self) -> Call:
         try:
-            check_key(self._call.headers, self._call.shared.config.api_key)
-        except errors.Unauthorized as error:
+            shared, headers = self._call.shared, self._call.headers
+            check_key(headers, shared.config.api_key)
+            chosen = shared.models.choose(headers.get(MODEL_HEADER), self._asks)
+            self._call = replace(self._call, chosen=chosen.info)
+        except errors.RequestError as error:
             await self._fail(error)
         return self._call
 
@@ -150,7 +164,8 @@ class Answering:
         call, span = self._call, self._call.span
         if logger.isEnabledFor(level):
             elapsed_ms = (time.monotonic() - call.arrived_s) * 1000
-            logger.log(level, "gRPC %s %s %.1f ms%s", self._path, status, elapsed_ms, ids_text(call.headers))
+            model = f" model={call.info.served_model_name!r}" if call.shared.models.several and call.chosen else ""
+            logger.log(level, "gRPC %s %s %.1f ms%s%s", self._path, status, elapsed_ms, ids_text(call.headers), model)
         if span is not None:
             span.tell({"rpc.response.status_code": status} | ({} if status == "OK" else {"error.type": status}))
             if status in SERVER_FAILED:

@@ -1,6 +1,6 @@
 """grpc.health.v1: which services answer now. Asks for no key, and never waits for the engine.
 
-Owns that one service; what it says follows from the engine's status and from what its model can do.
+Owns that one service; what it says follows from the models' status and from what they can do.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ import grpc
 from grpc_health.v1 import health_pb2 as pb
 
 if TYPE_CHECKING:
-    from openbei.engine.engine import Engine
+    from openbei.engine.models import Models
 
 WATCH_S = 1.0  # between two looks at the engine, for as long as somebody watches
 
-# The service "" is the server itself. A service with a task serves while the engine is ready and can do it.
+# The service "" is the server itself. A service with a task serves while a model is ready that can do it.
 TASKS: dict[str, str | None] = {"": None, "tei.v1.Info": None, "tei.v1.Tokenize": None} | {
     "tei.v1.Embed": "embed",
     "tei.v1.Predict": "classify",
@@ -27,12 +27,12 @@ SERVICE = "grpc.health.v1.Health"
 Status = pb.HealthCheckResponse
 
 
-def handler(engine: "Engine") -> Any:
-    """The service, for one engine."""
+def handler(models: "Models") -> Any:
+    """The service, for all models of a server."""
 
     def status(service: str) -> int:
         task = TASKS[service]
-        serves = task is None or (engine.status == "ready" and task in engine.info.tasks)
+        serves = task is None or any(one.status == "ready" and task in one.info.tasks for one in models.all)
         return int(Status.SERVING if serves else Status.NOT_SERVING)
 
     async def check(request: Any, context: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from openbei.engine.models import Asked
 from openbei.engine.request import Direction, Options, Pair, Request, Result, Timings, Usage
 from openbei.errors import EmptyInput, InvalidInput
 from openbei.server import grpc_answers as answers
@@ -28,14 +29,15 @@ DIRECTIONS: dict[int, Direction] = {pb.TRUNCATION_DIRECTION_RIGHT: "right", pb.T
 class Rpc:
     """A unary rpc, and with `stream` the one of the same name and "Stream" behind it, a response a message.
 
-    answer: the call, a message and the engine's result -> the bytes of the response. waits: the unary rpc waits for
-    room in the engine; streams always do.
+    answer: the call, a message and the engine's result -> the bytes of the response. asks: as Models.choose has it.
+    waits: the unary rpc waits for room in the engine; streams always do.
     """
 
     service: str
     name: str
     begin: Begin
     answer: Callable[[Call, Any, Any], bytes]
+    asks: Asked = "any"
     waits: bool = False
     stream: bool = True
 
@@ -194,12 +196,12 @@ def optional(message: Any, field: str) -> Any:
 
 RPCS = (
     Rpc("Info", "Info", info, answers.info, stream=False),
-    Rpc("Embed", "Embed", asking(embed_request), answers.embedding),
-    Rpc("Embed", "EmbedSparse", asking(embed_sparse_request), answers.sparse),
-    Rpc("Embed", "EmbedAll", asking(embed_all_request), answers.token_embeddings),
-    Rpc("Predict", "Predict", asking(predict_request), answers.predictions),
-    Rpc("Predict", "PredictPair", asking(predict_pair_request), answers.predictions),
-    Rpc("Rerank", "Rerank", asking(rerank_request), answers.rerank, waits=True, stream=False),
+    Rpc("Embed", "Embed", asking(embed_request), answers.embedding, "embed"),
+    Rpc("Embed", "EmbedSparse", asking(embed_sparse_request), answers.sparse, "embed_sparse"),
+    Rpc("Embed", "EmbedAll", asking(embed_all_request), answers.token_embeddings, "embed_tokens"),
+    Rpc("Predict", "Predict", asking(predict_request), answers.predictions, "classify"),
+    Rpc("Predict", "PredictPair", asking(predict_pair_request), answers.predictions, "classify"),
+    Rpc("Rerank", "Rerank", asking(rerank_request), answers.rerank, "rerank", waits=True, stream=False),
     Rpc("Tokenize", "Tokenize", tokenize, answers.tokens),
     Rpc("Tokenize", "Decode", decode, answers.text),
 )

@@ -101,7 +101,7 @@ class Server(uvicorn.Server):
         """Listen for gRPC too; what that needs is imported only here."""
         from openbei.server.grpc import GrpcServer
 
-        server = GrpcServer(self.models.first, self.server_config)
+        server = GrpcServer(self.models, self.server_config)
         await server.start()
         return server
 
