@@ -303,9 +303,11 @@ class Supervisor:
         """A process says why it cannot start; it ends by itself."""
         if not self._announced:
             raise error
-        log.error("%s%s", f"the {model.name} process: " if model else "", error)
         if model is not None and model.at is None:
+            log.warning("not loaded: %r: %s", model.served_as, error)
             model.error = as_answer(error)  # told once it is gone
+        else:
+            log.error("%s", error)
 
     def _ended(self, post: Post) -> None:
         assert post.child is not None
@@ -376,7 +378,7 @@ class Supervisor:
 
     def _failed_in_frontend(self, model: Model, error: OpenBeiError) -> None:
         """A model came that a frontend cannot read texts for."""
-        log.error("%s", error)
+        log.warning("not loaded: %r: %s", model.served_as, error)
         model.error = as_answer(error)
         if not model.leaving:
             self._dismiss(model)
