@@ -30,6 +30,23 @@ one label, such as a reward model, answers where rerankers do.
 
 `/vertex` also answers at `AIP_PREDICT_ROUTE`, `/health` at `AIP_HEALTH_ROUTE`, where these are set.
 
+## Several models
+
+With `bei serve A B`, a request is answered by the model that it names: in the header `x-model`, else in the body's
+`model` (of `/vertex` each instance's), and of a GET also in `?model=`. A name that no model has is 404; OpenAI's
+clients get the code `model_not_found`. Without a name it is the first model whose own task the route's is, else the first that
+can do it, else the first; at `/`, `/tokenize`, `/decode`, `/info` and `/vertex` the first, but of an instance with
+`query` and `texts` the first that reranks. A gateway's `DEFAULT` (below) is that of the model in `x-model`, else of the
+first. `/health` is 503 if one of them is not ready, and says which; in `/metrics` each series has the label `model`.
+One model alone answers to any name.
+
+`POST /models/load {{"model": MODEL, "name": NAME}}` and `POST /models/unload {{"model": NAME}}` exist where a key is
+set, and ask for it. MODEL is what `bei serve` takes; it is read by the server, with the rights and the hub token of its
+process, and with the flags it was started with. So whoever has the key can have any folder of the server that is a
+model served, and learns whether a path is there; no file's content is answered, and no code of a model is run but its
+chat template, in a sandbox. Loading is answered when the model answers, unloading when its last request is answered and
+its memory is free. Nothing is unloaded by itself, and the last model stays.
+
 ## Paths of BEI's gateway
 
 Every route also answers behind a prefix, once, so that a client of BEI changes nothing but the host:

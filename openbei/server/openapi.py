@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from openbei.errors import ANSWERS
+from openbei.errors import ANSWERS, UnknownModel
 from openbei.server.answers import COMPUTE_HEADERS
 from openbei.server.route import Route
 from openbei.wire.cohere import CohereError
@@ -22,6 +22,9 @@ DESCRIPTION = (
     "Every path is also served behind the prefixes /sync and /environments/{environment}/sync."
 )
 RULE_IDS = re.compile(r" \(E[^)]*\)")  # the contract's own numbering, in the errors' docstrings
+NAMED = {"description": "Name of the model that is meant, where several are served.", "schema": {"type": "string"}}
+HEADER = {"name": "x-model", "in": "header", **NAMED}
+QUERY = {"name": "model", "in": "query", **NAMED}
 KEY = {"type": "http", "scheme": "bearer", "description": "Only where the server was started with --api-key."}
 
 
@@ -52,6 +55,8 @@ def operation(route: Route, path: str, schemas: Schemas) -> Json:
     }
     if "{id}" in path:
         entry["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    elif UnknownModel in route.raises and not route.needs_key:
+        entry["parameters"] = [HEADER] if route.method == "POST" else [HEADER, QUERY]
     if route.body is not None:
         entry["requestBody"] = {"required": True, "content": content(route.body, schemas)}
     if route.keyed:

@@ -104,6 +104,7 @@ class Model(Post):
 
     at: the process that was ready last. board: where its metrics lie. asker: the frontend, and its question, that waits
     for it to come or to go. unheard: the frontends that have not said yet that they have it, or have it no more.
+    error: why it did not come.
     """
 
     served_as: str = ""
@@ -112,6 +113,7 @@ class Model(Post):
     leaving: bool = False
     asker: tuple[Child, int] | None = None
     unheard: set[Child] = field(default_factory=set)
+    error: RequestError | None = None
 
     @property
     def is_served(self) -> bool:
@@ -301,9 +303,11 @@ class Supervisor:
         """A process says why it cannot start; it ends by itself."""
         if not self._announced:
             raise error
-        log.error("%s", error)
         if model is not None and model.at is None:
-            self._answer(model, as_answer(error))
+            log.warning("not loaded: %r: %s", model.served_as, error)
+            model.error = as_answer(error)  # told once it is gone
+        else:
+            log.error("%s", error)
 
     def _ended(self, post: Post) -> None:
         assert post.child is not None
@@ -374,8 +378,8 @@ class Supervisor:
 
     def _failed_in_frontend(self, model: Model, error: OpenBeiError) -> None:
         """A model came that a frontend cannot read texts for."""
-        log.error("%s", error)
-        self._answer(model, as_answer(error))
+        log.warning("not loaded: %r: %s", model.served_as, error)
+        model.error = as_answer(error)
         if not model.leaving:
             self._dismiss(model)
 
@@ -387,6 +391,7 @@ class Supervisor:
         if model.leaving:
             self._end_if_left(model)
         elif not model.unheard:
+            log.info("loaded %r", model.served_as)
             self._answer(model)
 
     def _end_if_left(self, model: Model) -> None:
@@ -406,7 +411,10 @@ class Supervisor:
         self._models.remove(model)
         self._budget.give_back(model.served_as)
         model.board.unlink()
-        self._answer(model, None if model.leaving else LoadFailed(f"its process ended with {code}"))
+        came_and_went = model.leaving and model.error is None
+        self._answer(model, None if came_and_went else model.error or LoadFailed(f"its process ended with {code}"))
+        if came_and_went:
+            log.info("unloaded %r", model.served_as)
 
     def _answer(self, model: Model, error: RequestError | None = None) -> None:
         """Answer whoever asked for a model, if anybody still does."""

@@ -24,9 +24,11 @@ class Seen:
     """What the command line handed to the rooms below."""
 
     model: str | None = None
+    models: list[str | None] = field(default_factory=list)
     loading: LoadOptions | None = None
     server: ServerConfig | None = None
     plan: Plan | None = None
+    served: Any = None
     engines: list[FakeEngine] = field(default_factory=list)
 
     @property
@@ -40,14 +42,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     def load(model: str | None, options: LoadOptions) -> Any:
         seen.model, seen.loading = model, options
+        seen.models.append(model)
         return checkpoint()
 
     def start(_checkpoint: Any, config: EngineConfig) -> FakeEngine:
         seen.engines.append(FakeEngine(config))
         return seen.engine
 
-    def serve(_engine: FakeEngine, config: ServerConfig, on_ready: Callable[[str], None]) -> None:
-        seen.server = config
+    def serve(served: Any, config: ServerConfig, on_ready: Callable[[str], None]) -> None:
+        seen.server, seen.served = config, served
         on_ready("http://127.0.0.1:7997")
 
     def supervise(plan: Plan, on_ready: Callable[[str, EngineAt], None], _configure: object) -> None:

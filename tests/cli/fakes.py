@@ -36,7 +36,18 @@ class FakeEngine:
         self.taken = self.given = self.most_in_flight = 0
         self.metrics = SimpleNamespace(batch_tokens=SimpleNamespace(sum=0.0))
         self.info = EngineInfo(
-            "some/model", "abc123", "served", "float32", "cpu, 2 streams", "mean", WIDTH, 10, 16, 512, 1, {}
+            "some/model",
+            "abc123",
+            config.served_model_name or "some/model",
+            "float32",
+            "cpu, 2 streams",
+            "mean",
+            WIDTH,
+            10,
+            16,
+            512,
+            1,
+            {},
         )
 
     def embed_stream(self, texts: Iterable[str], options: Options) -> Iterator[np.ndarray]:

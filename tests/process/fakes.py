@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from openbei.config import EngineConfig
 from openbei.engine.executor import Device, Executor
+from openbei.errors import ModelNotFound
 from openbei.model.spec import Batch, Output
 from openbei.weights.checkpoint import Checkpoint
 from tests.engine.fakes import WIDTH, checkpoint
@@ -36,7 +37,17 @@ class GatedExecutor:
         return rows
 
 
-def open_model(folder: Path, _: EngineConfig) -> tuple[Checkpoint, Callable[[], Executor]]:
+def open_model(folder: Path, config: EngineConfig) -> tuple[Checkpoint, Callable[[], Executor]]:
+    if config.model_id is not None:
+        folder /= config.model_id
+        folder.mkdir(exist_ok=True)
+    if (folder / "broken").exists():
+        raise ModelNotFound("there is nothing to read")
+    if (folder / "deadly").exists():
+        os._exit(DEADLY)
+    end_s = time.monotonic() + LIMIT_S
+    while (folder / "slow").exists() and not (folder / "read").exists() and time.monotonic() < end_s:
+        time.sleep(0.005)
     length = folder / "max_length"  # a test may change the model between two starts of the engine process
     max_length = int(length.read_text()) if length.exists() else 100
     return checkpoint(folder, max_length), lambda: GatedExecutor(folder)

@@ -28,9 +28,9 @@ NUM_CLIENTS = 16  # each with a connection of its own: the kernel gives all of t
 class Served:
     """The program on a fake model, its children by name, and clients that post one text each at the same time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
-        command = [sys.executable, "-m", "tests.process.program", str(folder), str(NUM_FRONTENDS)]
+        command = [sys.executable, "-m", "tests.process.program", str(folder), str(NUM_FRONTENDS), *names]
         env = os.environ | {"TMPDIR": str(folder)}  # where a program that is killed leaves its folder
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         assert self.process.stdout is not None

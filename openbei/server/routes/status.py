@@ -7,7 +7,7 @@ from starlette.responses import Response
 from openbei import __version__
 from openbei.engine.metrics import CONTENT_TYPE
 from openbei.engine.request import EngineInfo
-from openbei.errors import Unauthorized, Unhealthy
+from openbei.errors import Unauthorized, Unhealthy, UnknownModel
 from openbei.server.answers import json_answer
 from openbei.server.intake import name_of
 from openbei.server.route import Call, Route
@@ -73,7 +73,7 @@ def health_route(path: tuple[str, ...]) -> Route:
         summary="Whether requests are answered",
         answer=Health,
         keyed=False,
-        raises=(Unhealthy,),
+        raises=(Unhealthy, UnknownModel),
     )
 
 
@@ -84,7 +84,7 @@ ROUTES = (
         asks="any",
         summary="What is served, within which limits",
         answer=Info,
-        raises=(Unauthorized,),
+        raises=(Unauthorized, UnknownModel),
     ),
     health_route(("/health", "/ping", "/")),
     Route(path=("/metrics",), handler=metrics, summary="Prometheus metrics", media_type="text/plain", keyed=False),
