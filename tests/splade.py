@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from tests import families
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert")
+FAMILIES += ("nomic", "nomic-native", "gte-new", "gte-native")
 
 
 def network(family: str, **changes: Any) -> PreTrainedModel:
