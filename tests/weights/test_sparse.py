@@ -84,7 +84,7 @@ def test_a_network_that_gives_states_is_no_splade(tmp_path: Path) -> None:
     assert read_modules(tmp_path).num_logs == 1
 
 
-@pytest.mark.parametrize("kinds", [("Router",), ("SparseStaticEmbedding",), ("Transformer", "SparseAutoEncoder")])
+@pytest.mark.parametrize("kinds", [("SparseStaticEmbedding",), ("Transformer", "SparseAutoEncoder")])
 def test_other_sparse_models_are_refused(kinds: tuple[str, ...], tmp_path: Path) -> None:
     splade.modules(tmp_path, {kind: str(place or "") for place, kind in enumerate(kinds)})
     with pytest.raises(UnsupportedModel, match=f"has a {kinds[-1]} module"):
