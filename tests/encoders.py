@@ -78,14 +78,16 @@ def gte_as_published(folder: Path, model: nn.Module) -> None:
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The body's names with the prefix, once; a classifier's own stay."""
-    plain = (prefix, "classifier.")
-    return {name if name.startswith(plain) else f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    """The body's names with the prefix, once; a head's own stay."""
+    plain = (prefix, "classifier.", "lm_head.", "cls.")
+    bare = {name.removeprefix("gte.") if prefix == "new." else name: tensor for name, tensor in tensors.items()}
+    return {name if name.startswith(plain) else f"{prefix}{name}": tensor for name, tensor in bare.items()}
 
 
 def _own_names(prefix: str) -> Callable[[Path, nn.Module], None]:
     def rewrite(folder: Path, model: nn.Module) -> None:
-        save_file(_prefixed(prefix, model.state_dict()), folder / "model.safetensors")
+        tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # tied ones share memory
+        save_file(_prefixed(prefix, tensors), folder / "model.safetensors")
 
     return rewrite
 

@@ -20,7 +20,7 @@ from openbei.engine.pending import Pending
 from openbei.engine.probe import check_tokens
 from openbei.engine.request import Chat, Request, Result, Task, Tokenized, num_characters
 from openbei.engine.settle import Served
-from openbei.engine.sparse import Tokens, all_words, expanded
+from openbei.engine.sparse import Tokens, all_words, expanded, looked_up
 from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
 from openbei.engine.tokens import tokenized, tokens_of
 from openbei.errors import RequestError, Unhealthy
@@ -51,10 +51,12 @@ class Engine(LocalCalls):
         self.config, self.info, self.metrics = served.config, served.info, metrics
         self._prompt, self._core, self._clock = served.prompt, core, clock
         self._activation, self._by_token = served.activation, served.by_token
-        self._expansion = served.text.expansion
+        self._expansion, self._lookup = served.text.expansion, served.lookup
         self._tokenizer = self._query_tokenizer = Tokenizer(served.text)
         if served.text.max_query_length is not None:
             self._query_tokenizer = Tokenizer(replace(served.text, max_length=served.text.max_query_length))
+        if served.lookup is not None:
+            self._query_tokenizer = Tokenizer(served.lookup.text)
         check_vocabulary(self._tokenizer.vocab_size, self.info.vocab_size)
         check_tokens(self._tokenizer, served.text)
         self._tokenizers = ThreadPoolExecutor(self.info.tokenization_workers, "tokenizer")
@@ -78,7 +80,8 @@ class Engine(LocalCalls):
         except RequestError as error:
             self.metrics.failed(request, error)
             raise
-        pending = Pending(request, self._clock(), self._activation)
+        activation = "identity" if self._is_looked_up(request) else self._activation
+        pending = Pending(request, self._clock(), activation)
         pending.future.add_done_callback(lambda _: self._core.admission.give_back(num_permits))
         pending.future.add_done_callback(lambda future: self._count(request, future))
         has_chat = any(isinstance(one, Chat) for one in request.inputs)  # its template is a program of the model's
@@ -145,6 +148,9 @@ class Engine(LocalCalls):
         try:
             encoded = self._encode(pending)
             pending.tokenized([len(one.ids) for one in encoded], self._clock())
+            if self._is_looked_up(pending.request):
+                self._look_up(pending, encoded)
+                return
             task, deadline_s = pending.request.task, pending.request.deadline_s
             output = "vectors" if self.info.kind == "sparse" else OUTPUTS[task]
             ids = [array("i", one.ids) for one in encoded]  # int32: a lane packs them sooner than lists
@@ -172,6 +178,17 @@ class Engine(LocalCalls):
         if not options.is_query:
             return self._tokenizer.encode(inputs, truncation, prompt)
         return [expanded(one, self._expansion) for one in self._query_tokenizer.encode(inputs, truncation, prompt)]
+
+    def _is_looked_up(self, request: Request) -> bool:
+        """Whether the inputs are queries that no network computes."""
+        return self._lookup is not None and request.options.is_query
+
+    def _look_up(self, pending: Pending, encoded: Sequence[Encoded]) -> None:
+        assert self._lookup is not None
+        now_s, found = self._clock(), Future[Answer]()
+        rows = [looked_up(one.ids, self._lookup.weights) for one in encoded]  # type: ignore[arg-type]
+        found.set_result(Answer(rows, [(now_s, now_s)] * len(rows)))
+        self._resolve(pending, found)
 
     def _resolve(self, pending: Pending, future: Future[Answer]) -> None:
         if future.cancelled():

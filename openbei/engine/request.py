@@ -66,7 +66,8 @@ class Options:
     raw_scores: logits as they are, instead of the scores that the model's activation makes of them.
     max_tokens: an input's limit, where below the model's own. max_second_tokens: that of a pair's second text, which is
     always cut to it, at its end.
-    is_query: of embed_multi, that the inputs are queries and no documents, some of whose tokens may have no vector.
+    is_query: of embed_multi and embed_sparse, that the inputs are queries and no documents, which some models treat
+    otherwise.
     """
 
     truncate: bool | None = None

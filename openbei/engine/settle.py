@@ -13,7 +13,7 @@ from openbei.engine.finish import Activation
 from openbei.engine.request import EngineInfo, Kind, Task
 from openbei.errors import ConfigError
 from openbei.model.spec import Model
-from openbei.weights.checkpoint import ByToken, Checkpoint, TextSpec
+from openbei.weights.checkpoint import ByToken, Checkpoint, Lookup, TextSpec
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class Served:
     prompt: str | None
     activation: Activation
     by_token: ByToken = field(default_factory=ByToken)
+    lookup: Lookup | None = None
 
 
 def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, device: Device) -> EngineInfo:

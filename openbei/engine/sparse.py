@@ -47,6 +47,13 @@ def all_words(few: Floats, num_words: int) -> Floats:
     return row
 
 
+def looked_up(ids: Sequence[int], weights: Floats) -> Floats:
+    """The ids of a query, and a weight of every word (V,) -> each id once with its weight, as few_words (K, 2)."""
+    words = np.unique(np.array(ids, np.int64))
+    words = words[weights[words] != 0]
+    return np.stack((words, weights[words]), axis=1, dtype=np.float32, casting="same_kind")
+
+
 def at_most(max_requests: int | None, num_words: int) -> int:
     """The most inputs of a batch, and the words that each has a row of -> so many that MAX_VALUES hold them."""
     fitting = max(1, MAX_VALUES // num_words)

@@ -77,7 +77,8 @@ def start_core(
     prompt = default_prompt(text, config, kind_of(checkpoint))
     core = LocalCore(checkpoint, config, make_executor, metrics, clock)
     info = describe(checkpoint, text, config, core.device)
-    return core, Served(config, info, text, prompt, activation_of(checkpoint), checkpoint.by_token)
+    facts = activation_of(checkpoint), checkpoint.by_token, checkpoint.lookup
+    return core, Served(config, info, text, prompt, *facts)
 
 
 def make_executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:

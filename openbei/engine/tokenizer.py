@@ -88,6 +88,7 @@ class Tokenizer:
         self._special_tokens, self._chat_template = text.special_tokens, text.chat_template
         self._has_types = any(self._library.encode("a").type_ids)
         bos = text.special_tokens.get("bos_token")
+        self._bare = text.bare
         self._bos = bos if text.chat_template and bos in _around(self._library)[0] else None
         self._pairs = None if text.pair_template is None else PairTexts(text.pair_template, text.special_tokens)
         self._pair_ends: dict[str | None, tuple[int, int]] = {}  # by instruction
@@ -185,10 +186,10 @@ class Tokenizer:
         return text[:limit] if truncation.direction == "right" else text[-limit:]
 
     def _is_complete(self, text: Text) -> bool:
-        """Whether a text holds its special tokens already: adding them would make two BOS."""
+        """Whether a text has all its special tokens: adding them would make two BOS, or the model wants none."""
         if not isinstance(text, str):
             return False
-        return isinstance(text, Rendered) or (self._bos is not None and text.startswith(self._bos))
+        return self._bare or isinstance(text, Rendered) or (self._bos is not None and text.startswith(self._bos))
 
     def _run(self, texts: list[Text], complete: bool, with_offsets: bool) -> list[tokenizers.Encoding]:
         if not texts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from openbei.model.spec import Model
+from openbei.model.spec import Array, Model
 from openbei.weights.manifest import Manifest
 
 
@@ -70,6 +70,7 @@ class TextSpec:
 
     max_query_length: the most tokens of what is sent as a query to a model of multi-vectors, None for max_length.
     expansion: of these queries. markers: each is one token, if the vocabulary has it or its first word.
+    bare: texts get no special tokens.
     first, last: what stands at the ends of every text; None leaves that to tokenizer.json. added_tokens: by id.
     special_tokens: by role, such as {"eos_token": "</s>"}. chat_template: Jinja, of models that score chats.
     bert_normalizer: settings of a BertNormalizer, by the tokenizers library's names, that win over tokenizer.json.
@@ -93,6 +94,7 @@ class TextSpec:
     max_query_length: int | None = None
     expansion: Expansion | None = None
     markers: tuple[str, ...] = ()
+    bare: bool = False
     probes: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = ()
 
 
@@ -125,10 +127,18 @@ class ByToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookup:
+    """What a query's sparse vector is looked up in: the weight of each word that occurs in it, float32 (V,)."""
+
+    text: TextSpec
+    weights: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A model read from files: its network, its text side, where it came from, and its labels if it has a head.
 
-    artifact: what its manifest says, if it has one.
+    artifact: what its manifest says, if it has one. lookup: of queries that go through no network.
     """
 
     model_id: str
@@ -139,3 +149,4 @@ class Checkpoint:
     labels: Labels | None = None
     by_token: ByToken = field(default_factory=ByToken)
     artifact: Manifest | None = None
+    lookup: Lookup | None = None

@@ -23,6 +23,7 @@ from openbei.weights.masked import with_masked_head
 from openbei.weights.module_files import DenseModule
 from openbei.weights.modules import Modules, PoolingChoice, check_classifier, read_modules, read_outline
 from openbei.weights.repo import HubOptions, locate
+from openbei.weights.router import read_lookup
 from openbei.weights.tensors import read_tensors
 from openbei.weights.text import read_text
 from openbei.weights.verdict import Verdict, known_ids, read_pair_template, read_verdict, score_row, token_ids
@@ -88,7 +89,10 @@ def load(model: str | None = None, options: LoadOptions | None = None) -> Checkp
         network = replace(network, weigher=extras.weigher, multi=extras.multi)
     if artifact is not None:
         text = replace(text, probes=tuple((probe.texts, probe.ids) for probe in artifact.probes))
-    return Checkpoint(source.model_id, source.revision, source.folder, network, text, labels, extras.by_token, artifact)
+    lookup = None if modules.query is None else read_lookup(source.folder, modules.query, network.embedding_dim)
+    return Checkpoint(
+        source.model_id, source.revision, source.folder, network, text, labels, extras.by_token, artifact, lookup
+    )
 
 
 def _late_text(body: Path, text: TextSpec, late: Late, spec: ModelSpec) -> TextSpec:

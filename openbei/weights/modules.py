@@ -5,7 +5,7 @@ reads weights. What the files ask for and openbei does not do exactly is refused
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ from openbei.weights.module_files import (
     read_pooling,
     text_config,
 )
+from openbei.weights.router import read_router
 
 PoolingChoice = Pooling | Literal["splade"]
 
@@ -39,6 +40,7 @@ class Modules:
     """What modules.json asks for. transformer: folder of the network, "" for the root. num_logs: see Model.
 
     pooling None: the Dense modules work on every token, whose vectors are the answer, and late says the rest.
+    query: folder of what queries are looked up in, instead of the network.
     """
 
     transformer: str
@@ -47,6 +49,7 @@ class Modules:
     normalize: bool = True
     num_logs: int = 0
     late: Late | None = None
+    query: str | None = None
 
 
 class Outline(NamedTuple):
@@ -77,12 +80,14 @@ def read_modules(folder: Path, pooling: PoolingChoice | None = None) -> Modules:
                 "give --pooling cls, mean, last-token or splade"
             )
         return Modules("", "max", num_logs=1) if pooling == "splade" else Modules("", pooling)
-    kinds, paths = entries(folder / "modules.json")
+    kinds, paths, query = _document_modules(folder)
     is_splade = "SpladePooling" in kinds
     if pooling is not None and (pooling == "splade") != is_splade:
         raise UnsupportedModel(f"modules.json orders {', '.join(kinds)}, which --pooling {pooling} does not fit")
     if is_splade:
-        return _splade(folder, kinds, paths)
+        return replace(_splade(folder, kinds, paths), query=query)
+    if query is not None:
+        raise UnsupportedModel(f"router_config.json orders {', '.join(kinds)} for documents, without SpladePooling")
     if pooling is None and ("MultiVectorMask" in kinds or is_pylate(folder, kinds)):
         return _multi_vector(folder, kinds, paths)
     num_dense = kinds.count("Dense")
@@ -117,10 +122,16 @@ def read_outline(folder: Path) -> Outline:
     """A model's folder -> where its network lies and whether it is an embedder for sure."""
     if not (folder / "modules.json").exists():
         return Outline("", is_stanford(folder))
-    kinds, paths = entries(folder / "modules.json")
+    kinds, paths, _ = _document_modules(folder)
     logit_score = paths[kinds.index("LogitScore")] if "LogitScore" in kinds else None
     pools = bool(_EMBEDDERS & set(kinds)) or is_pylate(folder, kinds)
     return Outline(paths[0] if paths else "", pools, logit_score, True)
+
+
+def _document_modules(folder: Path) -> tuple[list[str], list[str], str | None]:
+    """Kinds and folders, those of documents where a Router tells them from queries; then the folder of the queries'."""
+    kinds, paths = entries(folder / "modules.json")
+    return read_router(folder, paths[0]) if kinds == ["Router"] else (kinds, paths, None)
 
 
 def _check_order(kinds: Sequence[str], num_dense: int) -> None:

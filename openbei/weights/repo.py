@@ -35,6 +35,9 @@ FILES = (
     "sparse_linear.pt",
     "colbert_linear.pt",
     "artifact.metadata",
+    "router_config.json",
+    "query_[0-9]_*/*",
+    "document_[0-9]_*/*",
 )
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 

@@ -11,12 +11,19 @@ from msgspec import Meta
 from openbei.wire.inputs import EmbedOptions, Inputs, ModelName, PromptOptions
 from openbei.wire.openai import Usage
 
+InputType = Annotated[Literal["query", "document"] | None, Meta(description="What the inputs are. Default: document.")]
+
 
 class EmbedSparseRequest(PromptOptions, frozen=True, kw_only=True):
-    """Texts or token ids; the answer holds, of every input, the entries of its sparse vector."""
+    """Texts or token ids; the answer holds, of every input, the entries of its sparse vector.
+
+    input_type is openbei's addition: some models look queries up instead of computing them. As for multi-vectors, it
+    names a prompt too, where the model has one of that name; prompt_name wins.
+    """
 
     model: ModelName = None
     inputs: Inputs
+    input_type: InputType = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +45,7 @@ class MultiVectorRequest(EmbedOptions, frozen=True, kw_only=True):
 
     model: ModelName = None
     input: Inputs
-    input_type: Annotated[
-        Literal["query", "document"] | None, Meta(description="What the inputs are. Default: document.")
-    ] = None
+    input_type: InputType = None
     embedding_type: Annotated[
         Literal["float"] | None, Meta(description="How the vectors are written. Default: float.")
     ] = None

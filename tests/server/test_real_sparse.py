@@ -1,14 +1,21 @@
 """From a folder to sparse vectors, and to all of bge-m3's, over HTTP; sentence-transformers judges tiny models."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sentence_transformers import SparseEncoder
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 
-from tests import families, splade
+from openbei.errors import ModelError, UnsupportedModel, WeightsError
+from openbei.weights.load import load
+from openbei.weights.modules import read_modules
+from tests import families, late, splade
 from tests.server.conftest import Opened
 from tests.server.wire import error
 
@@ -73,6 +80,65 @@ def test_a_plain_masked_language_model_is_splade_if_told_so(opened: Opened, tmp_
     answer = wire.post("/embed_sparse", {"inputs": ids}).json()
     wanted = splade.definition(judge, ids, [[0] * len(one) for one in ids])
     assert np.abs(dense(answer, wanted.shape[1]) - wanted).max() <= 1e-4
+
+
+# Queries that are looked up
+
+
+@pytest.fixture
+def routed(tmp_path: Path) -> SparseEncoder:
+    """A model as those of opensearch-project that need no inference for queries, saved in tmp_path / "routed"."""
+    body = SparseEncoder(str(splade.save(late.network(tmp_path / "body", "bert"), "bert")), device="cpu")
+    weights = torch.rand(body[0].model.config.vocab_size, generator=torch.Generator().manual_seed(3)) + 0.5
+    weights[9] = 0
+    router = Router.for_query_document(
+        query_modules=[SparseStaticEmbedding(body.tokenizer, weight=weights, frozen=True)],
+        document_modules=[body[0], SpladePooling("max", activation_function="log1p_relu")],
+    )
+    model = SparseEncoder(modules=[router], prompts={"query": "is ", "document": "deep "}, device="cpu")
+    model.save_pretrained(str(tmp_path / "routed"))
+    return model
+
+
+def test_queries_are_looked_up_and_documents_computed(routed: SparseEncoder, opened: Opened, tmp_path: Path) -> None:
+    wire = opened(tmp_path / "routed")
+    texts = [*TEXTS, "the bees the river " * 30]
+    for kind, encode in (("query", routed.encode_query), ("document", routed.encode_document)):
+        wanted = encode(texts, convert_to_sparse_tensor=False).numpy()
+        answer = wire.post("/embed_sparse", {"inputs": texts, "input_type": kind}).json()
+        assert np.abs(dense(answer, wanted.shape[1]) - wanted).max() <= 1e-4
+    query = wire.post("/embed_sparse", {"inputs": [[5, 9, 7, 5]], "input_type": "query", "prompt_name": None}).json()
+    assert len(query[0]) > 0
+    plain = routed.encode(texts, task="document", prompt="", convert_to_sparse_tensor=False).numpy()
+    assert np.abs(dense(wire.post("/embed_sparse", {"inputs": texts}).json(), plain.shape[1]) - plain).max() <= 1e-4
+    vectors = wire.post("/embed", {"inputs": texts, "normalize": False}).json()
+    assert np.abs(np.float32(vectors) - plain).max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"structure": {"query": ["document_1_SpladePooling"], "document": []}}, "has the routes query: SpladePooling"),
+        ({"structure": {"document": []}}, "has the routes document: ; supported"),
+        ({"structure": {"query": ["query_0_SparseStaticEmbedding"], "document": []}}, "without SpladePooling"),
+        ({"parameters": {"route_mappings": {"('x', None)": "query"}}}, "route_mappings"),
+        ({"types": {}}, "must have types and a structure of them"),
+    ],
+)
+def test_other_routers_are_refused(change: Any, said: str, routed: SparseEncoder, tmp_path: Path) -> None:
+    families.change_json(tmp_path / "routed" / "router_config.json", **change)
+    with pytest.raises(ModelError, match=re.escape(said)):
+        read_modules(tmp_path / "routed")
+
+
+def test_a_table_of_other_words_is_refused(routed: SparseEncoder, tmp_path: Path) -> None:
+    query = tmp_path / "routed" / "query_0_SparseStaticEmbedding"
+    save_file({"weight": torch.ones(5)}, query / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"has weights of shape \(5,\); documents have \d+ words"):
+        load(str(tmp_path / "routed"))
+    families.write_json(query / "config.json", {"path": "idf.json"})
+    with pytest.raises(UnsupportedModel, match=r"takes its weights from 'idf\.json'"):
+        load(str(tmp_path / "routed"))
 
 
 # bge-m3

@@ -100,6 +100,7 @@ def test_input_type_names_a_prompt_that_the_model_has(body: Any, prompt_name: st
     [
         ("/embed_sparse", {}, (422, "Validation")),
         ("/embed_sparse", {"inputs": 5}, (422, "Validation")),
+        ("/embed_sparse", {"inputs": "a", "input_type": "passage"}, (422, "Validation")),
         ("/embed_sparse", {"inputs": []}, (400, "Empty")),
         ("/embed_sparse", {"inputs": ["a", ""]}, (400, "Empty")),
         ("/embed_sparse", {"inputs": ["a"] * 5}, (422, "Validation")),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from openbei.engine.request import Request
 from openbei.server.answers import Outcome, measured, token_vectors
 from openbei.server.intake import answered, engine_request
 from openbei.server.route import INPUT_ERRORS, Call, Route
@@ -20,7 +21,10 @@ from openbei.wire.sparse import (
 
 async def embed_sparse(call: Call, body: EmbedSparseRequest) -> Outcome:
     """POST /embed_sparse."""
-    result = await answered(call, engine_request(call, as_batch(body.inputs), body, "embed_sparse"))
+    request = engine_request(call, as_batch(body.inputs), body, "embed_sparse")
+    if body.input_type is not None:
+        request = _of_kind(call, request, body.input_type)
+    result = await answered(call, request)
     rows: Any = result.rows
     lists = [
         [SparseValue(index, value) for index, value in zip(row.indices.tolist(), row.values, strict=True)]
@@ -32,16 +36,20 @@ async def embed_sparse(call: Call, body: EmbedSparseRequest) -> Outcome:
 async def multi_vector(call: Call, body: MultiVectorRequest) -> Outcome:
     """POST /v1/multi-vector."""
     request = engine_request(call, as_batch(body.input), body, "embed_multi")
-    kind = body.input_type or "document"
-    name = kind if body.prompt_name is None and kind in call.engine.info.prompts else body.prompt_name
-    options = replace(request.options, is_query=kind == "query", prompt_name=name)
-    result = await answered(call, replace(request, options=options))
+    result = await answered(call, _of_kind(call, request, body.input_type or "document"))
     answer = MultiVectors(
         data=[MultiVector(index=index, embeddings=rows) for index, rows in enumerate(token_vectors(result))],
         model=call.engine.info.served_model_name,
         usage=Usage(prompt_tokens=result.usage.num_tokens, total_tokens=result.usage.num_tokens),
     )
     return answer, result
+
+
+def _of_kind(call: Call, request: Request, kind: str) -> Request:
+    """The request for queries or for documents, with the prompt of that name unless it names one itself."""
+    options = request.options
+    name = kind if options.prompt_name is None and kind in call.engine.info.prompts else options.prompt_name
+    return replace(request, options=replace(options, is_query=kind == "query", prompt_name=name))
 
 
 ROUTES = (
