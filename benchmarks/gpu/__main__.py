@@ -1,6 +1,6 @@
 """Is the GPU engine right, and how fast is it? One run on a bare machine with one GPU.
 
-    python -m benchmarks.gpu --out gpu.json        # all of it; tables, and a last line of JSON
+    python -m benchmarks.gpu --out gpu.json        # all of it: tables, and JSON there or else as the last line
     python -m benchmarks.gpu --small --device cpu  # all of it, tiny and without a GPU: does it work at all?
 
 The parts, and how long each should take on an H100 with 16 cores (computed, none of it was timed on one):
@@ -91,7 +91,7 @@ def main() -> int:
     options.add_argument("--small", action="store_true", help="tiny models, few numbers")
     options.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts alone")
     options.add_argument("--minutes", type=float, default=30.0, help="end after about so many")
-    options.add_argument("--out", type=Path, help="a file for the JSON as well, and beside it one of what pytest says")
+    options.add_argument("--out", type=Path, help="a file for the JSON, and beside it one of what pytest says")
     chosen = options.parse_args()
     machine: Machine = HostMachine() if chosen.device == "cpu" else CudaMachine(int(chosen.device.partition(":")[2]))
     end_s = time.monotonic() + chosen.minutes * 60
@@ -106,7 +106,8 @@ def main() -> int:
         for _ in run(PARTS[name](machine, chosen.small), result[name], end_s):
             save(result, chosen.out)
         print(f"\n{table(result[name]['rows'])}\n{result[name]['seconds']} s {result[name]['error']}", flush=True)
-    print(json.dumps(result))
+    if chosen.out is None:
+        print(json.dumps(result))
     return int(any(part.get("error") for name, part in result.items() if name in PARTS))
 
 

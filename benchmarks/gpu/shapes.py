@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openbei.model.ops.cuda_weights import attends_in_fp8
 from openbei.model.spec import (
     Array,
     Embedding,
@@ -155,12 +156,17 @@ def block_parameters(of: Model) -> int:
     return num_parameters(of.weights.layers)
 
 
-def floor_s(of: Model, lengths: list[int], chip: Chip, eight_bit: bool) -> float:
-    """The least seconds of one forward over sequences of these lengths."""
+def floor_s(of: Model, lengths: list[int], chip: Chip, fp8: bool) -> float:
+    """The least seconds of one forward over sequences of these lengths. fp8: of the products that it takes."""
     spec, tokens = of.spec, sum(lengths)
+    everything, around_attention = block_parameters(of), num_parameters(tuple(map(_attention, of.weights.layers)))
+    eight = 0 if not fp8 else everything if attends_in_fp8(spec) else everything - around_attention
+    sixteen = everything - eight
     attended = sum(length * length for length in lengths) / (2 if spec.causal else 1)
-    flops = 2 * tokens * block_parameters(of)
-    attention = 4 * attended * spec.num_heads * spec.head_dim * spec.num_layers
-    rate = chip.flops_8_bit if eight_bit else chip.flops_16_bit
-    read = block_parameters(of) * (1 if eight_bit else 2) / chip.bytes_per_s
-    return max(read, flops / rate + attention / chip.flops_16_bit)
+    attention_s = 4 * attended * spec.num_heads * spec.head_dim * spec.num_layers / chip.flops_16_bit
+    products_s = 2 * tokens * (eight / chip.flops_8_bit + sixteen / chip.flops_16_bit)
+    return max((eight + 2 * sixteen) / chip.bytes_per_s, products_s + attention_s)
+
+
+def _attention(layer: Layer) -> tuple[Linear, ...]:
+    return layer.q, layer.k, layer.v, layer.out

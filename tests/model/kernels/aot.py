@@ -68,7 +68,12 @@ def compile_launch(launch: Callable[[], object]) -> Compiled:
     with patch.object(JITFunction, "run", record):
         launch()
     [(kernel, values)] = calls
-    types, constants, multiples = {}, {}, []
+    return compile_call(kernel, values)
+
+
+def compile_call(kernel: JITFunction, values: dict[str, object]) -> Compiled:
+    """A kernel and all that it is called with, by name -> it, specialised for this."""
+    values, types, constants, multiples = dict(values), {}, {}, []
     for parameter in kernel.params:
         value, special = values.pop(parameter.name), not parameter.do_not_specialize
         if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
