@@ -40,7 +40,8 @@ class Plan:
 
     engine: the first model's; in an engine process its own. others: those beside it. set_up: called first in each
     process. describe: what a person wants to know of what is served. open_model: the config -> the model, and what
-    makes an executor for it; None is engine.start.open_model.
+    makes an executor for it; None is engine.start.open_model. patience_s: a frontend whose event loop does not run for
+    as long hangs. Beside what loops do it is long: the slowest, writing an answer of many megabytes, takes a second.
     """
 
     engine: EngineConfig
@@ -49,6 +50,7 @@ class Plan:
     describe: "Callable[[Checkpoint, EngineConfig, EngineInfo], dict[str, Any]]"
     open_model: "Callable[[EngineConfig], tuple[Checkpoint, Callable[[], Executor]]] | None" = None
     others: tuple[EngineConfig, ...] = ()
+    patience_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class Wants:
 
 
 # The supervisor -> a frontend: All, then each EngineAt that comes or comes back, Leave, and Answer.
-# A frontend -> the supervisor: None when it listens, Has, Refused and Left, and AskLoad and AskUnload for its clients.
+# A frontend -> the supervisor: None when it listens, then Runs again and again, Has, Refused and Left, and AskLoad and
+# AskUnload for its clients.
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,11 @@ class Leave:
     """Let go of a model, once its requests are answered."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """A frontend's event loop runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +236,11 @@ def run_frontend(pipe: "Connection[Any, Any]", plan: Plan, place: Place) -> None
         loop = asyncio.get_running_loop()
         follow(pipe, lambda message: asyncio.run_coroutine_threadsafe(models.hear(message), loop))
         pipe.send(None)
+        say_so(loop)
+
+    def say_so(loop: asyncio.AbstractEventLoop) -> None:
+        pipe.send(Runs())
+        loop.call_later(plan.patience_s / 6, say_so, loop)
 
     with socket.socket(fileno=place.listener) as listener:
         run(models, plan.server, listener, on_ready, before)

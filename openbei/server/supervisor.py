@@ -49,6 +49,7 @@ from openbei.server.processes import (
     Place,
     Plan,
     Refused,
+    Runs,
     Wants,
     run_engine,
     run_frontend,
@@ -88,7 +89,10 @@ def supervise(plan: Plan, on_ready: OnReady, configure: Configure = no_more) -> 
 
 @dataclass(eq=False)
 class Post:
-    """One of the processes that there shall be. child: the one that there is, if any; due_s: when else to start one."""
+    """One of the processes that there shall be. child: the one that there is, if any; due_s: when else to start one.
+
+    heard_s: when it said something last.
+    """
 
     name: str
     start: Callable[[], Child]
@@ -96,6 +100,7 @@ class Post:
     ready: bool = False
     num_failures: int = 0
     due_s: float = 0.0
+    heard_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -142,7 +147,8 @@ class Supervisor:
         """Start everything, and watch it until all is over."""
         signals = self._hear_signals()
         while not self._stopping or any(post.child for post in self._posts):
-            pause_s = None if self._stopping else self._start_due()
+            pauses_s = self._end_hanging(), None if self._stopping else self._start_due()
+            pause_s = min((one for one in pauses_s if one is not None), default=None)
             by_pipe: dict[Any, Post] = {post.child.pipe: post for post in self._posts if post.child}
             for source in wait([*by_pipe, signals], pause_s):
                 if source is signals:
@@ -216,10 +222,23 @@ class Supervisor:
 
     # Watch
 
+    def _end_hanging(self) -> float | None:
+        """Kill the frontends that hang: they will be missed -> the seconds until another might, None if none can."""
+        left_s = []
+        for post in self._frontends:
+            if post.child is None or not post.ready or post.child.pipe.poll():
+                continue
+            left_s.append(post.heard_s + self._plan.patience_s - time.monotonic())
+            if left_s[-1] <= 0:
+                log.error("the %s process has said nothing for %g s: it hangs", post.name, self._plan.patience_s)
+                post.child.process.kill()
+                post.ready = False
+        return max(0.0, min(left_s)) if left_s else None
+
     def _hear(self, post: Post) -> None:
         assert post.child is not None
         try:
-            message = post.child.pipe.recv()
+            message, post.heard_s = post.child.pipe.recv(), time.monotonic()
         except (EOFError, ConnectionResetError):
             self._ended(post)
             return
@@ -246,6 +265,8 @@ class Supervisor:
         match message:
             case None:
                 post.ready, post.num_failures = True, 0
+            case Runs():
+                return
             case AskLoad() | AskUnload():
                 self._asked(child, message)
             case Exception():

@@ -103,6 +103,18 @@ class FakeExecutor:
         return rows[:, : len(self.labels.names)] if output == "labels" and self.labels else rows
 
 
+class SlowToMend:
+    """For harness' make: the first executor comes at once, any other when a test lets it."""
+
+    def __init__(self) -> None:
+        self.may_mend, self.num_made = Event(), 0
+
+    def __call__(self, plain: Callable[[], FakeExecutor]) -> FakeExecutor:
+        assert self.num_made == 0 or self.may_mend.wait(WAIT_S)
+        self.num_made += 1
+        return plain()
+
+
 class FakeClock:
     """Seconds that pass only when a test says so."""
 

@@ -30,7 +30,7 @@ from openbei.errors import (
     UnknownPrompt,
 )
 from tests.engine.conftest import Make
-from tests.engine.fakes import VOCAB_SIZE, WAIT_S, FakeExecutor, Harness, checkpoint, words
+from tests.engine.fakes import VOCAB_SIZE, WAIT_S, FakeExecutor, Harness, SlowToMend, checkpoint, words
 
 RAW = Options(normalize=False)
 
@@ -306,15 +306,8 @@ def test_nan_and_infinity_fail_their_request_alone(make: Make, value: float) -> 
 
 
 def test_a_crash_fails_all_who_wait_and_another_executor_takes_over(make: Make) -> None:
-    mend, made = threading.Event(), []
-
-    def slow_to_mend(plain) -> FakeExecutor:
-        if made:
-            assert mend.wait(WAIT_S)
-        made.append(plain())
-        return made[-1]
-
-    house = make(make=slow_to_mend)
+    maker = SlowToMend()
+    house = make(make=maker)
     running = submit(house, words(1))
     run = house.next_run()
     waiting = submit_and_wait(house, words(2))
@@ -325,12 +318,12 @@ def test_a_crash_fails_all_who_wait_and_another_executor_takes_over(make: Make) 
     assert house.engine.status == "failed"
     with pytest.raises(Unhealthy):
         submit(house, words(1))
-    mend.set()
+    maker.may_mend.set()
     house.wait_until_ready()
     after = submit(house, words(1, 5))
     house.next_run().finish()
     assert after.result(WAIT_S).rows[0, 0] == 5
-    assert len(made) == 2
+    assert maker.num_made == 2
 
 
 def test_restart_is_tried_again_when_it_fails(make: Make) -> None:
@@ -423,15 +416,8 @@ def test_a_batch_that_hangs_fails_all_who_wait_until_the_device_answers_again(
 
 
 def test_an_executor_that_takes_long_to_mend_is_not_taken_for_one_that_hangs(make: Make) -> None:
-    mend, made = threading.Event(), []
-
-    def slow_to_mend(plain) -> FakeExecutor:
-        if made:
-            assert mend.wait(WAIT_S)
-        made.append(plain())
-        return made[-1]
-
-    house = make(make=slow_to_mend, patience_s=1000.0)
+    maker = SlowToMend()
+    house = make(make=maker, patience_s=1000.0)
     hung = []
     house.core.on_hang = lambda: hung.append(1)
     running = submit(house, words(1))
@@ -441,7 +427,7 @@ def test_an_executor_that_takes_long_to_mend_is_not_taken_for_one_that_hangs(mak
     house.clock.now_s += 5000
     house.core.check_lanes()
     assert hung == []
-    mend.set()
+    maker.may_mend.set()
     house.wait_until_ready()
 
 

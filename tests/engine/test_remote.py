@@ -76,6 +76,7 @@ def test_an_engine_that_dies_fails_all_that_wait_at_once_and_another_takes_over(
 def test_what_was_still_tokenised_when_the_engine_died_fails_too(wires: Wires, make: Make) -> None:
     house = make()
     wires.hostings[-1].stop()
+    wires.sides[0].run(until(lambda: wires.remotes[0]._link is None))  # the frontend has noticed, too
     assert not wires.remotes[0].admission.wait_until_ready(0)
     job = Job([[1]], [None], "vectors")
     wires.remotes[0].submit(job)
