@@ -521,6 +521,18 @@ def test_embed_takes_any_number_of_texts_in_order(make_here: Make) -> None:
     assert rows[:, :2].tolist() == want
     assert streamed[:, :2].tolist() == want
     assert house.engine.embed([]).shape == (0, 4)
+    assert house.engine.embed([], dimensions=2).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "args"),
+    [("embed", ["fox"]), ("embed_tokens", ["fox"]), ("classify", ["fox"]), ("rerank", ["query", "fox"])],
+)
+def test_one_text_is_not_taken_for_a_list_of_its_letters(make_here: Make, call: str, args: list[str]) -> None:
+    house = make_here()
+    with pytest.raises(InvalidInput, match="put it in a list"):
+        getattr(house.engine, call)(*args)
+    assert house.idle()
 
 
 @pytest.mark.parametrize(
