@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ CHUNK_INPUTS = 256
 WINDOW_INPUTS = 4096
 
 Floats = NDArray[np.float32]
+Several = TypeVar("Several", bound=Iterable[Any])
 
 
 class LocalCalls(ABC):
@@ -107,7 +108,7 @@ class LocalCalls(ABC):
                 future.cancel()
 
 
-def several(inputs: Iterable[Any]) -> Iterable[Any]:
+def several(inputs: Several) -> Several:
     """Inputs as they are. Raises InvalidInput for a bare text, whose letters would each count as one."""
     if isinstance(inputs, str):
         raise InvalidInput("a list of texts is taken here, not one text: put it in a list")
