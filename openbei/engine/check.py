@@ -25,9 +25,10 @@ def check(request: Request, info: EngineInfo, max_inputs: int) -> None:
     if not len(inputs):
         raise EmptyInput("inputs must not be empty")
     if request.task not in info.tasks:
+        count = len(info.labels)
+        labels = f" of {count} label{'s' if count > 1 else ''}" if count else ""
         raise WrongTask(
-            f"the model is {MODELS[info.kind]}{f' of {len(info.labels)} labels' if info.labels else ''}: "
-            f"it can {' and '.join(info.tasks)}, but not {request.task}"
+            f"the model is {MODELS[info.kind]}{labels}: it can {' and '.join(info.tasks)}, but not {request.task}"
         )
     check_sizes(inputs, max_inputs)
     check_options(request, info)

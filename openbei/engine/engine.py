@@ -144,7 +144,9 @@ class Engine(LocalCalls):
             self.metrics.failed(request, error)
 
     def _compute(self, pending: Pending, wait: bool) -> None:
-        """Tokenise, and hand the tokens to the core."""
+        """Tokenise, and hand the tokens to the core; nothing of both if the client left while this had to wait."""
+        if pending.future.cancelled():
+            return
         try:
             encoded = self._encode(pending)
             pending.tokenized([len(one.ids) for one in encoded], self._clock())

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,13 @@ from openbei.engine.request import (
     Task,
     with_chats,
 )
+from openbei.errors import InvalidInput
 
 CHUNK_INPUTS = 256
 WINDOW_INPUTS = 4096
 
 Floats = NDArray[np.float32]
+Several = TypeVar("Several", bound=Iterable[Any])
 
 
 class LocalCalls(ABC):
@@ -46,7 +48,8 @@ class LocalCalls(ABC):
     def embed(self, texts: Sequence[str], **options: Any) -> Floats:
         """Texts, any number -> embeddings float32 (B, C); options: fields of request.Options. Raises RequestError."""
         parts = list(self._chunks(texts, "embed", Options(**options)))
-        return np.concatenate(parts) if parts else np.empty((0, self.info.embedding_dim), np.float32)
+        width = options.get("dimensions") or self.info.embedding_dim
+        return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
 
     def embed_stream(
         self, texts: Iterable[str], options: Options | None = None, window: int = WINDOW_INPUTS
@@ -74,7 +77,7 @@ class LocalCalls(ABC):
 
         prompt_name: the instruction, of models that take one.
         """
-        pairs = [Pair(query, text) for text in texts]
+        pairs = [Pair(query, text) for text in several(texts)]
         parts = list(self._chunks(pairs, "rerank", Options(raw_scores=raw_scores, prompt_name=prompt_name)))
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
@@ -85,14 +88,14 @@ class LocalCalls(ABC):
 
         Raises WrongTask, RequestError.
         """
-        parts = list(self._chunks(with_chats(inputs), "classify", Options(raw_scores=raw_scores)))
+        parts = list(self._chunks(with_chats(several(inputs)), "classify", Options(raw_scores=raw_scores)))
         return np.concatenate(parts) if parts else np.empty((0, len(self.info.labels)), np.float32)
 
     def _chunks(
         self, inputs: Iterable[Input], task: Task, options: Options, window: int = WINDOW_INPUTS
     ) -> Iterator[Any]:
         chunk = min(CHUNK_INPUTS, self.config.max_client_batch_size, window)
-        source, futures = iter(inputs), deque[Future[Result]]()
+        source, futures = iter(several(inputs)), deque[Future[Result]]()
         try:
             while some := list(itertools.islice(source, chunk)):
                 futures.append(self.submit(Request(inputs=some, task=task, options=options), wait=True))
@@ -103,3 +106,10 @@ class LocalCalls(ABC):
         finally:
             for future in futures:
                 future.cancel()
+
+
+def several(inputs: Several) -> Several:
+    """Inputs as they are. Raises InvalidInput for a bare text, whose letters would each count as one."""
+    if isinstance(inputs, str):
+        raise InvalidInput("a list of texts is taken here, not one text: put it in a list")
+    return inputs

@@ -174,8 +174,8 @@ class Line(Generic[Owner]):
     def _fits(self, place: int, kind: str, room: int) -> bool:
         if not 0 <= place < len(self._by_length):
             return False
-        its_kind, length, _ = self._by_length[place][0]
-        return its_kind == kind and length <= room
+        (its_kind, length, _), encoding = self._by_length[place]
+        return its_kind == kind and (length <= room or not self._is_live(encoding.owner))  # who left takes no room
 
     def _forget(self, encoding: Encoding[Owner]) -> None:
         encoding.waiting = False

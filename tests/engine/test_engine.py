@@ -15,6 +15,7 @@ from openbei.engine import core
 from openbei.engine.executor import Device
 from openbei.engine.request import Options, Request, Result
 from openbei.engine.start import start_engine
+from openbei.engine.tokenizer import Encoded, Tokenizer
 from openbei.errors import (
     BatchTooLarge,
     ConfigError,
@@ -263,6 +264,26 @@ def test_cancelled_inputs_never_run(make: Make) -> None:
     assert b'te_request_failure{err="dropped"} 1' in house.engine.metrics.render()
 
 
+def test_what_was_cancelled_is_not_even_tokenised(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long texts wait for the one tokenizer thread; clients that give up must not leave it work."""
+    house, gate, seen = make(tokenization_workers=1), threading.Event(), []
+
+    def encode(self: Tokenizer, inputs: list[str], *options: object) -> list[Encoded]:
+        seen.append(len(inputs[0]))
+        assert gate.wait(WAIT_S)
+        return real(self, inputs, *options)
+
+    real = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    first, gone, last = (submit(house, "x" * (3000 + i)) for i in range(3))
+    assert gone.cancel()
+    gate.set()
+    for one in (first, last):
+        house.next_run().finish()
+        one.result(WAIT_S)
+    assert seen == [3000, 3002]
+
+
 def test_cancelling_while_it_runs_disturbs_nobody(make: Make) -> None:
     house = make()
     blocker = busy(house)
@@ -486,6 +507,18 @@ def test_embed_takes_any_number_of_texts_in_order(make_here: Make) -> None:
     assert rows[:, :2].tolist() == want
     assert streamed[:, :2].tolist() == want
     assert house.engine.embed([]).shape == (0, 4)
+    assert house.engine.embed([], dimensions=2).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "args"),
+    [("embed", ["fox"]), ("embed_tokens", ["fox"]), ("classify", ["fox"]), ("rerank", ["query", "fox"])],
+)
+def test_one_text_is_not_taken_for_a_list_of_its_letters(make_here: Make, call: str, args: list[str]) -> None:
+    house = make_here()
+    with pytest.raises(InvalidInput, match="put it in a list"):
+        getattr(house.engine, call)(*args)
+    assert house.idle()
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,12 @@ def test_a_zero_vector_stays_zero() -> None:
     assert normalized(np.float32([[0, 0], [3, 4]])).tolist() == [[0, 0], [pytest.approx(0.6), pytest.approx(0.8)]]
 
 
+def test_a_norm_is_taken_in_float64_and_is_at_least_1e_12() -> None:
+    """In float32 the squares of the first overflow; the second stays as short beside 1 as it is beside 1e-12."""
+    rows = normalized(np.float32([[3e20, 4e20], [1e-13, 0]]))
+    assert np.allclose(rows, [[0.6, 0.8], [0.1, 0]], rtol=1e-6)
+
+
 def test_words_are_weighed_as_splade_says() -> None:
     logits = np.float32([[-3e38, -1, 0, 1e-30, 1, 3e38]])
     once = torch.log1p(torch.relu(torch.from_numpy(logits.astype(np.float64))))

@@ -102,3 +102,9 @@ def test_kinds_never_share_a_batch_and_the_oldest_decides() -> None:
         batches.append([encoding.owner for encoding in batch])
     assert batches == [[0, 4, 2], [1, 3], [5]]
     assert (len(queue), queue.num_tokens) == (0, 0)
+
+
+def test_who_left_does_not_stand_in_front_of_shorter_ones() -> None:
+    """Input 1 would be the next below, is too long for what is left, and nobody waits for it any more."""
+    queue = filled([7, 3, 1, 1, 3], dead={1})
+    assert taken(queue, 12) == [7, 3, 1, 1]
