@@ -1,9 +1,13 @@
 """docker/ and k8s/: the linter's, the schema's and each other's word on what no test here can run."""
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -17,6 +21,7 @@ from openbei.deployment import read
 from openbei.engine.metrics import Metrics
 from openbei.weights.manifest import NAME
 from tests.deployments.forms import COLLECTION, ROOT
+from tests.weights.hub import Hub, serving
 
 DOCKERFILES = [path for path in sorted((ROOT / "docker").glob("Dockerfile*")) if path.suffix != ".dockerignore"]
 HADOLINT = Path(sys.executable).with_name("hadolint")
@@ -145,3 +150,24 @@ def test_the_variables_are_those_that_bei_reads() -> None:
 def test_the_autoscaler_asks_for_a_metric_that_there_is() -> None:
     metric = load("autoscaler")["spec"]["metrics"][0]["pods"]["metric"]["name"]
     assert f"\n{metric} 0" in Metrics(max_input_length=1).render().decode()
+
+
+def test_the_first_process_of_a_container_ends_while_it_loads(tmp_path: Path) -> None:
+    """The kernel keeps SIGTERM from it, unless it says what to do then; a pod would wait out its grace."""
+    alone = ["unshare", "-rpf", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("the kernel gives no namespaces")
+    with serving(Hub({}, faults={"api": ["hang"]})) as hub:
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "HUGGINGFACE_HUB_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        command = [*alone, sys.executable, "-m", "openbei.cli", "build", "owner/tiny", "--out", str(tmp_path / "out")]
+        outer = subprocess.Popen(command, env=env)
+        try:
+            while not hub.tokens:
+                assert outer.poll() is None
+                time.sleep(0.01)
+            first = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
+            os.kill(first, signal.SIGTERM)
+            assert outer.wait(20) == 128 + signal.SIGTERM
+        finally:
+            outer.kill()
+            outer.wait()
