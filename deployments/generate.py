@@ -88,12 +88,12 @@ long is cut, unless the request or `--auto-truncate false` says otherwise. What 
 bei deployments show {name}
 ```
 
-The weights are taken from the hub's cache, or fetched once. For machines without a network fetch them where there is
-one, carry the folder over, and name it:
+The weights are taken from what `bei build` made of this file, else from the hub's cache, else fetched. For machines
+without a network build where there is one, carry the folder over, and serve it: it is the model with this file.
 
 ```
-{fetch}
-HF_HUB_OFFLINE=1 bei serve deployments/{name} --model-id models/{folder}
+bei build deployments/{name} --out {folder}
+bei serve {folder}
 ```
 
 [docs/deploy.md](../../docs/deploy.md) goes on from there: containers, Kubernetes, replicas.
@@ -201,7 +201,6 @@ def readme(row: Facts) -> str:
         does=DOES[task],
         table=_facts(row),
         notes=_notes(row),
-        fetch=f"hf download {row['model']} --local-dir models/{folder}",
         folder=folder,
         route=route(row),
         curl=_json(body),

@@ -24,7 +24,7 @@ import orjson
 from click.core import ParameterSource
 
 from openbei.config import EngineConfig, ServerConfig
-from openbei.deployments_cli import DEPLOYMENT, BuildCommand, ServeCommand, deployments
+from openbei.deployments_cli import DEPLOYMENT, BuildCommand, InfoCommand, ServeCommand, deployments
 from openbei.errors import ConfigError, OpenBeiError
 from openbei.flags import META, ConfigCommand, Secret, Typed, config_options, pick, split
 from openbei.wanted import settle, want_later
@@ -56,6 +56,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
+        if os.getpid() == 1:  # of a container: the kernel ends no such process by SIGTERM, unless it says how
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             with _ended_by(signal.SIGTERM):
                 return super().invoke(ctx)
@@ -348,7 +350,7 @@ def _size_bytes(source: Path | None) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-@main.command(cls=ConfigCommand)
+@main.command(cls=InfoCommand)
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON")
 @config_options(EngineConfig, exclude=[item.name for item in fields(EngineConfig) if item.name not in LOADING_ONLY])

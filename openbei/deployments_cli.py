@@ -1,4 +1,4 @@
-"""`bei serve DEPLOYMENT`, `bei build DEPLOYMENT`, and `bei deployments`: list, search and show the collection.
+"""`bei serve`, `bei info` and `bei build` of a DEPLOYMENT, and `bei deployments`: list, search and show the collection.
 
 Owns how a config.yaml enters the command line: its variables are set, its arguments come before a person's own, so
 flag > file > environment > default. Never touches models or requests.
@@ -72,7 +72,7 @@ class BuildCommand(ConfigCommand):
             return rest
         from openbei.deployment import read
 
-        deployment = read(file, on_cpu=True)
+        deployment = self.settle(read(file, on_cpu=True))
         os.environ.update(deployment.environment)
         given = settings(ctx, deployment)
         known = [f"--{name.replace('_', '-')}={given[name]}" for name in given if name in ctx.params]
@@ -81,6 +81,18 @@ class BuildCommand(ConfigCommand):
         ctx.params["model"] = None
         ctx.meta[DEPLOYMENT] = file
         return rest
+
+    def settle(self, deployment: "Deployment") -> "Deployment":
+        """A build begins at the source that the file names."""
+        return deployment
+
+
+class InfoCommand(BuildCommand):
+    """The same of a command that looks at what `bei serve` would take."""
+
+    def settle(self, deployment: "Deployment") -> "Deployment":
+        """What was built comes first."""
+        return of_store(deployment)
 
 
 def _is_typed(ctx: click.Context, name: str) -> bool:

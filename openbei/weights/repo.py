@@ -127,6 +127,7 @@ def advice(model: str, options: HubOptions, error: Exception) -> str:
 
     hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     token = "give a token with --hf-token or HF_TOKEN"
+    folder = "or give a folder, such as bei build makes elsewhere"
     match error:
         case errors.HFValidationError():
             told = f"there is no folder {model!r}, and it is not a hub id (owner/name)"
@@ -137,9 +138,9 @@ def advice(model: str, options: HubOptions, error: Exception) -> str:
         case errors.RepositoryNotFoundError():
             told = f"there is no folder {model}, and no model of this name at {hub}, or it is private: {token}"
         case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
-            told = f"{model} is not in the cache and HF_HUB_OFFLINE is set: unset it, or give a folder"
+            told = f"{model} is not in the cache and HF_HUB_OFFLINE is set: unset it, {folder}"
         case errors.LocalEntryNotFoundError():
-            told = f"{model} is not in the cache, and {hub} fails: check the network and HF_ENDPOINT, or give a folder"
+            told = f"{model} is not in the cache, and {hub} fails: check the network and HF_ENDPOINT, {folder}"
         case _:
             told = f"{model} could not be fetched from {hub}: {type(error).__name__}: {_one_line(error)}"
     return told

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from openbei import router
+from openbei.deployment_file import file_of
 from tests.cli.conftest import Bei, Seen, bei, seen  # noqa: F401 - fixtures
 from tests.deployments.forms import COLLECTION, ROWS, TEI, tei, write
 
@@ -56,6 +57,29 @@ def test_serve_says_what_has_no_effect_and_serves(bei: Bei, seen: Seen) -> None:
     assert seen.model == "sentence-transformers/all-MiniLM-L6-v2"
     assert seen.server is not None
     assert (seen.server.port, seen.server.default_route) == (0, "/v1/embeddings")
+
+
+def test_a_name_of_the_collection_is_a_deployment(bei: Bei, seen: Seen) -> None:  # noqa: F811
+    assert bei("serve", MINILM, "--port", "0").exit_code == 0
+    assert seen.model == "sentence-transformers/all-MiniLM-L6-v2"
+    assert bei("serve", "nobody", "--port", "0").exit_code == 0
+    assert seen.model == "nobody"  # which the hub may know
+
+
+def test_what_is_a_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path / "a", tei(TEI[0]))
+    assert file_of("a") == Path("a/config.yaml")
+    assert file_of(str(tmp_path / "a")) == file_of(str(file)) == file
+    (tmp_path / "a" / "config.json").write_text("{}")
+    assert file_of("a") is None  # a model that happens to have such a file
+    assert file_of(str(file)) == file
+    (tmp_path / "a" / "manifest.json").write_text("{}")
+    assert file_of(str(tmp_path / "a")) == file  # an artifact
+    assert file_of(MINILM) == COLLECTION / MINILM / "config.yaml"
+    assert file_of(f"./{MINILM}") is file_of(f"owner/{MINILM}") is file_of("") is file_of(None) is None
+    (tmp_path / MINILM).mkdir()
+    assert file_of(MINILM) is None  # what lies here comes first
 
 
 def test_a_flag_that_is_no_flag_is_refused_with_the_nearest(bei: Bei, tmp_path: Path) -> None:  # noqa: F811

@@ -2,6 +2,7 @@
 Python.
 """
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -103,6 +104,8 @@ def test_what_was_built_of_a_file_is_what_the_file_serves(
     config, _ = configs(path)
     assert (config.model_id, config.revision, config.max_input_length) == (str(last), None, 16384)
     assert f"the weights are those of {last}, built of this file at {SHA}" in capsys.readouterr().err
+    cli.main.main(["info", str(path), "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["folder"] == str(last)
     assert configs(path, "--model-id", "own/model")[0].model_id == "own/model"
     assert configs(path, "--revision", "v2")[0].model_id == row(name)["model"]
     assert configs(changed)[0].model_id == row(name)["model"]

@@ -24,7 +24,8 @@ class Hub:
     broken: answer 500 to all. lost: a file that is listed and not there. asked: the files that were fetched.
     faults: by a file's name, or "api", what goes wrong with the next answers: a status; "truncate" (half of it, then
     the connection ends); "hang" (until the hub is let go); "change" (the file, before it is sent); "flip" (one bit).
-    ranges: the offsets that were asked for. tokens: what came as Authorization. sends_to: where files are instead.
+    ranges: the offsets that were asked for; whole: they are answered with all of the file. retry_after: of 429 and the
+    like. tokens: what came as Authorization. sends_to: where files are instead.
     """
 
     repos: dict[str, Path]
@@ -39,6 +40,8 @@ class Hub:
     let_go: threading.Event = field(default_factory=threading.Event)
     url: str = ""
     sends_to: str = ""
+    whole: bool = False
+    retry_after: str = "0"
 
 
 @contextmanager
@@ -122,6 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data, start = path.read_bytes(), int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
         self.hub.ranges += [start] if start else []
+        start = 0 if self.hub.whole else start
         headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": SHA}
         if start:
             headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
@@ -141,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.let_go.wait(30)
             self.close_connection = True
         elif isinstance(fault, int):
-            self._answer(fault, b"{}", {"Retry-After": "0"})
+            self._answer(fault, b"{}", {"Retry-After": self.hub.retry_after})
         else:
             assert path is not None
             self._send_damaged(path, fault == "truncate")

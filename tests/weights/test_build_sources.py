@@ -19,6 +19,7 @@ from openbei.errors import ConfigError, ModelError, ModelNotFound, WeightsError
 from openbei.weights.build import Built
 from openbei.weights.load import load
 from openbei.weights.manifest import check_files, list_files
+from openbei.weights.remote import Patience
 from openbei.weights.repo import HubOptions, locate
 from tests.weights.building import AT_ONCE, SHORT_S, make
 from tests.weights.hub import SHA, TOKEN, Hub, serving
@@ -239,6 +240,36 @@ def test_a_web_file_that_fails_twice_arrives_whole(
     assert hub.faults == {WEIGHTS: []}
     half = (repo / WEIGHTS).stat().st_size // 2
     assert hub.ranges == ([half] if fault == "truncate" else [])
+
+
+def test_a_web_server_that_knows_no_ranges_is_read_from_the_start_again(
+    hub: Hub, web: str, repo: Path, tmp_path: Path
+) -> None:
+    hub.faults, hub.whole = {WEIGHTS: ["truncate"]}, True
+    assert _same(make(web, tmp_path / "out"), repo)
+    assert len(hub.ranges) == 1
+
+
+def test_a_file_is_not_put_together_of_two(hub: Hub, web: str, repo: Path, tmp_path: Path) -> None:
+    """It broke off in the middle, and what came after is of another file of the same length."""
+    hub.faults = {"tokenizer.json": ["truncate", "change"]}
+    with pytest.raises(ModelNotFound, match=r"tokenizer\.json changed while it was fetched: build again"):
+        make(web, tmp_path / "out")
+    assert hub.ranges
+
+
+@pytest.mark.parametrize(
+    ("asked", "pauses"), [("0", [1, 2]), ("7", [7, 7]), ("999", [60, 60]), ("Wed, 21 Oct 2026 07:28:00 GMT", [1, 2])]
+)
+def test_a_server_says_how_long_to_wait(
+    asked: str, pauses: list[float], hub: Hub, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within reason; what is no number of seconds is our own pause."""
+    slept: list[float] = []
+    monkeypatch.setattr("openbei.weights.remote.time.sleep", slept.append)
+    hub.faults, hub.retry_after = {WEIGHTS: [429, 503]}, asked
+    assert make(web, tmp_path / "out", patience=Patience((1, 2))).new
+    assert slept == pauses
 
 
 def test_a_fetch_goes_on_where_the_last_one_ended(hub: Hub, web: str, repo: Path, tmp_path: Path) -> None:
