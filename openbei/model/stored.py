@@ -1,6 +1,7 @@
 """Parameters as they are stored -> as they are computed with. NumPy alone.
 
-Owns what an FP8 weight means: its value times the scale of its row, as one float32 product.
+Owns what an FP8 weight means (its value times the scale of its row, as one float32 product), and which halves of a
+block are computed in FP8 where a model is.
 """
 
 from dataclasses import fields, is_dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from openbei.model.spec import Array, Linear, Model
+from openbei.model.spec import Array, Linear, Model, ModelSpec
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 Wide = Literal["float32", "bfloat16"]
@@ -17,6 +18,15 @@ Stored = Literal["float32", "bfloat16", "float16", "fp8"]
 
 _VALUES = np.arange(256, dtype=np.uint8).view(E4M3).astype(np.float32)  # ten times as fast as ml_dtypes' own cast
 _ROWS_BYTES = 32_000_000  # widened at once, so that little is needed beside the result
+
+
+def attends_in_fp8(spec: ModelSpec) -> bool:
+    """False for encoders: with the products around attention in 16 bit they keep more of their neighbours.
+
+    MiniLM, top-10 overlap: 0.957 at worst of four sets of texts, with all in FP8 0.942. It also saves a launch a layer,
+    that which quantises what attention gives.
+    """
+    return spec.norm == "rms"
 
 
 def weight_of(linear: Linear, rows: slice = slice(None)) -> Array:

@@ -1,9 +1,10 @@
 """A model's weights -> as an artifact of a precision stores them: 16 bit, or FP8 inside the blocks.
 
 What is stored is what a GPU would make of the source at its start, bit for bit: matrices are rounded to 16 bit, those
-of a block to FP8 with a scale for each output channel (quantize.py); norms, biases, the head of a classifier and a
-table of relative positions stay as they came. Names stay too, and config.json says what was done, as compressed-tensors
-would, so that others can read the result. Owns which tensor becomes what; never runs a model.
+of a block (of an encoder its feed-forward half) to FP8 with a scale for each output channel (quantize.py). Norms,
+biases, the head of a classifier and a table of relative positions stay as they came. Names stay too, and config.json
+says what was done as compressed-tensors would, so that others can read the result. Owns which tensor becomes what;
+never runs a model.
 """
 
 import json
@@ -18,7 +19,7 @@ import numpy as np
 from openbei.config import DType
 from openbei.errors import WeightsError
 from openbei.model.spec import Array, Linear
-from openbei.model.stored import E4M3, row_blocks, weight_of
+from openbei.model.stored import E4M3, attends_in_fp8, row_blocks, weight_of
 from openbei.weights.families import Config
 from openbei.weights.files import read_object
 from openbei.weights.fill import EXACT, fill, in_blocks, our_spelling
@@ -110,15 +111,15 @@ def conversion(network: Network, target: Target) -> Conversion | None:
 
 
 def _to_fp8(network: Network, names: Iterable[str]) -> set[str]:
-    """The matrices of the blocks, those aside that are part of a product of a size that GPUs do not multiply in FP8."""
+    """The matrices of the blocks that a GPU multiplies in FP8: it has no other sizes, joined as it joins them."""
     spec, gated = network.spec, "gate" in network.family.names
     inner, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    products = {  # by sizes, joined as a GPU joins them
-        ("q", "k", "v"): (inner + 2 * keys, spec.width),
-        ("out",): (spec.width, inner),
+    products: dict[tuple[str, ...], tuple[int, int]] = {
         ("gate", "up"): (spec.ffn_width * (2 if gated else 1), spec.width),
         ("down",): (spec.width, spec.ffn_width),
     }
+    if attends_in_fp8(spec):
+        products |= {("q", "k", "v"): (inner + 2 * keys, spec.width), ("out",): (spec.width, inner)}
     fit = {name for names, sizes in products.items() if not any(size % FP8_STEP for size in sizes) for name in names}
     return {name for name, our in in_blocks(network.family, names).items() if our in fit}
 
