@@ -2,6 +2,7 @@
 
     python benchmarks/startup_artifact.py                   # all-MiniLM-L6-v2; a minute; Linux
     python benchmarks/startup_artifact.py --big             # a BERT of 1.03 GB of random weights
+    python benchmarks/startup_artifact.py --dtype auto bfloat16 fp8      # an artifact of each, in turns
     python benchmarks/startup_artifact.py --artifact DIR
 
 `bei build` makes the artifact, then each start is a new Python that does what `bei serve` does up to the first vector,
@@ -106,6 +107,12 @@ def one_round(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
+def all_of(folders: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """One round of each artifact, one after another."""
+    rounds = {what: one_round(folder) for what, folder in folders.items()}
+    return {f"{what}, {way}": seconds for what, ways in rounds.items() for way, seconds in ways.items()}
+
+
 def big_model(folder: Path) -> Path:
     """A BERT of 18 layers, 1024 wide: 258 million random parameters in float32, with MiniLM's tokenizer."""
     from openbei.weights.tensors import write_safetensors
@@ -138,10 +145,11 @@ def big_model(folder: Path) -> Path:
     return folder
 
 
-def built(model: Path | None, out: Path) -> Path:
+def built(model: Path | None, out: Path, dtype: str) -> Path:
     """`bei build`, as a person would."""
     names = [] if model is None else [str(model)]
-    subprocess.run([sys.executable, "-m", "openbei.cli", "build", *names, "--out", str(out)], check=True)
+    command = [sys.executable, "-m", "openbei.cli", "build", *names, "--out", str(out), "--dtype", dtype]
+    subprocess.run(command, check=True)
     return out
 
 
@@ -161,13 +169,17 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--artifact", type=Path)
+    options.add_argument("--dtype", nargs="+", default=["auto"], help="--dtype of bei build")
     options.add_argument("--big", action="store_true")
     options.add_argument("--quick", action="store_true", help="one round: does it work at all?")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         model = big_model(Path(name) / "model") if chosen.big else None
-        folder = chosen.artifact or built(model, Path(name) / "artifact")
-        rounds = [one_round(folder) for _ in range(1 if chosen.quick else chosen.rounds)]
+        folders = {dtype: built(model, Path(name) / dtype, dtype) for dtype in chosen.dtype if not chosen.artifact}
+        folders = folders or {chosen.artifact.name: chosen.artifact}
+        rounds = [all_of(folders) for _ in range(1 if chosen.quick else chosen.rounds)]
+        for what, folder in folders.items():
+            print(what, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), "bytes")
     rows, result = summarise(rounds)
     title = f"Starts from an artifact; {len(rounds)} round(s)"
     harness.report(title, rows, {"benchmark": "startup_artifact", "big": chosen.big, "ways": result})

@@ -110,7 +110,6 @@ def _tei_options(command: Any) -> Any:
 @click.argument("models", metavar="[[NAME=]MODEL]...", nargs=-1)
 @config_options(EngineConfig)
 @config_options(ServerConfig)
-@click.option("--verify", is_flag=True, help="Of an artifact, hash the weights too before serving it")
 @_tei_options
 @click.pass_context
 def serve(ctx: click.Context, /, **values: Any) -> None:
@@ -140,7 +139,7 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
 
     config = settled(config)
     for one in engines:
-        _note_artifact(one.model_id, values["verify"])
+        _note_artifact(one.model_id)
     # A KeyboardInterrupt could come in the middle of an import, and two threads do many: the next would wait for ever.
     with _ended_by(signal.SIGINT):
         if config.frontends:
@@ -149,19 +148,13 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
             _serve_here(engines, config, configure, started_s)
 
 
-def _note_artifact(model: str | None, verify: bool) -> None:
-    """Note that an artifact is used; check all of it if that is asked for."""
+def _note_artifact(model: str | None) -> None:
+    """Note that an artifact is used."""
     folder = Path(model).expanduser() if model else None
     if folder is not None and (folder / "manifest.json").exists():
         from openbei.weights.store import note_use
 
         note_use(folder)
-        if verify:
-            _verify(folder)
-    elif verify:
-        raise ConfigError(
-            f"--verify needs an artifact, and {model or 'the embedded model'} is none: bei build it first"
-        )
 
 
 def _serve_here(
@@ -432,32 +425,28 @@ def build(ctx: click.Context, /, **values: Any) -> None:
 
 def _examine(checkpoint: "Checkpoint") -> "Examined":
     from openbei.describe import checkpoint_facts
-    from openbei.engine.cpu import CpuExecutor
-    from openbei.engine.probe import check_outputs, make_probes
+    from openbei.engine.probe import check_weights, make_probes
     from openbei.weights.build import Examined
 
-    executor = CpuExecutor(checkpoint.model, "float32")
-    check_outputs(checkpoint, executor)
     facts = checkpoint_facts(checkpoint)
     del facts["folder"], facts["model"], facts["revision"]  # the manifest says where it came from
-    return Examined(facts, make_probes(checkpoint, executor))
+    if checkpoint.artifact is None:
+        return Examined(facts, make_probes(checkpoint))
+    check_weights(checkpoint)
+    return Examined(facts, checkpoint.artifact.probes)
 
 
 @main.command()
 @click.argument("artifact", type=click.Path(exists=True, file_okay=False))
 def verify(artifact: str) -> None:
     """Check every byte of ARTIFACT, a folder that bei build made, against its manifest."""
-    _verify(Path(artifact))
-    click.echo(f"{artifact} is whole")
-
-
-def _verify(folder: Path) -> None:
     from openbei.weights.manifest import check_files, read_manifest
 
-    manifest = read_manifest(folder)
+    manifest = read_manifest(Path(artifact))
     if manifest is None:
-        raise ConfigError(f"{folder} has no manifest.json, so it is no artifact: bei build makes one")
-    check_files(folder, manifest, full=True)
+        raise ConfigError(f"{artifact} has no manifest.json, so it is no artifact: bei build makes one")
+    check_files(Path(artifact), manifest, full=True)
+    click.echo(f"{artifact} is whole")
 
 
 @main.command("ls")
@@ -486,9 +475,11 @@ def remove_artifacts(ids: tuple[str, ...], keep_bytes: int | None) -> None:
         remove(entry)
     if keep_bytes is not None:
         removed += shrink(keep_bytes)
-    sweep()
+    num_bytes = sweep()
     for entry in removed:
         click.echo(f"removed {entry.folder.name} ({entry.manifest.source})")
+    if num_bytes:
+        click.echo(f"removed {num_bytes:,} bytes of builds that were not finished")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class EngineConfig:
     default_prompt: str | None = _flag(None, "Text put before every text; excludes --default-prompt-name")
     huggingface_hub_cache: str | None = _flag(None, "Folder for fetched models; HF_HOME's if not set")
     hf_token: str | None = _flag(None, "Token for private models on the hub", secret=True)
+    verify: bool = _flag(False, "Of an artifact, hash the weights too before serving it, and try all of its outputs")
 
     def __post_init__(self) -> None:
         _check(self)

@@ -10,6 +10,7 @@ from typing import Any
 from openbei.config import EngineConfig
 from openbei.engine.request import EngineInfo, Kind
 from openbei.model.spec import Dense, Model, ModelSpec, num_parameters
+from openbei.model.stored import stored_as
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.store import SHORT, Entry
 
@@ -121,15 +122,16 @@ def served_facts(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo)
 
 def _precision_reason(checkpoint: Checkpoint, engine: EngineConfig, info: EngineInfo) -> str:
     built = checkpoint.artifact.dtype if checkpoint.artifact else "auto"
-    if engine.dtype == "auto" and built != "auto":
-        return "as the artifact was built"
-    return precision_reason(engine.dtype, info.dtype, info.device)
+    as_built = engine.dtype == "auto" and built == info.dtype
+    reason = "as the artifact was built" if as_built else precision_reason(engine.dtype, info.dtype, info.device)
+    stored = stored_as(checkpoint.model)
+    return f"{reason}; the weights are stored in {stored}" if stored != info.dtype else reason
 
 
 def precision_reason(asked: str, dtype: str, device: str = "cpu") -> str:
     """Why a precision was chosen."""
     if not device.startswith("cpu") and asked == "auto":
-        return "in 16 bit it does not fit in the GPU's memory" if dtype == "fp8" else "native on this GPU"
+        return "its weights are, or in 16 bit it does not fit" if dtype == "fp8" else "native on this GPU"
     if device.startswith("cpu") and asked in ("float16", "fp16"):
         return "float16 is computed in float32 on a CPU"
     if asked != "auto":

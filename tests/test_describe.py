@@ -56,7 +56,7 @@ def test_labels(family: str, kind: str, num_labels: int, task: str, scores: str,
         ("auto", "float32", "cpu, 2 streams", "this CPU has no native bfloat16"),
         ("fp16", "float32", "cpu, 2 streams", "float16 is computed in float32 on a CPU"),
         ("auto", "bfloat16", "NVIDIA H100", "native on this GPU"),
-        ("auto", "fp8", "NVIDIA H100", "in 16 bit it does not fit in the GPU's memory"),
+        ("auto", "fp8", "NVIDIA H100", "its weights are, or in 16 bit it does not fit"),
         ("fp16", "float16", "NVIDIA H100", "asked for with --dtype"),
     ],
 )

@@ -19,6 +19,7 @@ from openbei.engine.precision import BYTES, full_name
 from openbei.errors import ConfigError
 from openbei.model.ops.openvino_model import CompiledModel, CompileOptions, compile_model, native_bfloat16
 from openbei.model.spec import Batch, Model, Output, num_parameters, pack
+from openbei.model.stored import stored_as, without_fp8
 
 MAX_BATCH_TOKENS = 512
 MAX_TWICE = 1_000_000_000
@@ -49,7 +50,7 @@ class CpuExecutor:
         cores, chosen = count_cores(), choose_dtype(dtype)
         lanes = cores if num_parameters(model) <= MAX_TWICE else 1
         self.device = Device(f"cpu, {lanes} streams on {cores} cores", chosen, lanes, MAX_BATCH_TOKENS)
-        self._model = model
+        self._model = without_fp8(model, chosen)  # once for all graphs
         self._options = CompileOptions(chosen, lanes, cores)
         self._compiling = threading.Lock()
         self._graphs: dict[Output, Graphs] = {}
@@ -84,13 +85,13 @@ class CpuExecutor:
 
 
 def held_bytes(model: Model, dtype: Literal["float32", "bfloat16"]) -> int:
-    """What the graphs hold of a model at the least: the weights of its products, once a graph.
+    """What the graphs hold of a model at the least: the weights of its products, once a graph; widened FP8 once more.
 
     Embedding tables, like all that is stored, stay in the files, which the system reads again when it has to.
     """
     products = num_parameters(model) - num_parameters(model.weights.embedding)
     num_graphs = 2 if num_parameters(model) <= MAX_TWICE and count_cores() > 1 else 1
-    return products * BYTES[dtype] * num_graphs
+    return products * BYTES[dtype] * (num_graphs + (stored_as(model) == "fp8"))
 
 
 def choose_dtype(dtype: DType) -> Literal["float32", "bfloat16"]:

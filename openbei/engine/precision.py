@@ -8,6 +8,7 @@ from typing import Literal
 from openbei.config import DType
 from openbei.errors import ConfigError
 from openbei.model.spec import Model, num_parameters
+from openbei.model.stored import stored_as
 
 Precision = Literal["float32", "bfloat16", "float16", "fp8"]
 
@@ -17,14 +18,16 @@ BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8":
 
 
 def choose_precision(dtype: DType, model: Model, capability: tuple[int, int], free_bytes: int) -> Precision:
-    """A --dtype -> the precision. auto: 16 bit, or where the model does not fit so, fp8. Raises ConfigError.
+    """A --dtype -> the precision. Raises ConfigError.
+
+    auto: 16 bit; fp8 where the chip multiplies it and the weights are stored so, or the model does not fit otherwise.
 
     capability: the chip's, such as (9, 0). free_bytes: of its memory.
     """
     if dtype == "auto":
         half: Precision = "bfloat16" if capability >= CHIPS["bfloat16"] else "float16"
-        tight = needed_bytes(model, half) > free_bytes and capability >= CHIPS["fp8"]
-        chosen: Precision = "fp8" if tight else half
+        wants_fp8 = stored_as(model) == "fp8" or needed_bytes(model, half) > free_bytes
+        chosen: Precision = "fp8" if wants_fp8 and capability >= CHIPS["fp8"] else half
     else:
         chosen = full_name(dtype)
     if capability < CHIPS.get(chosen, (0, 0)):

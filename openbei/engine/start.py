@@ -84,13 +84,14 @@ def start_core(
 def make_executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
     """The executor that a config asks for; an artifact's passed the self-check. Raises ConfigError, WeightsError."""
     executor = _executor(checkpoint, config)
-    check_outputs(checkpoint, executor)
+    check_outputs(checkpoint, executor, every=config.verify)
     return executor
 
 
 def need_of(checkpoint: Checkpoint, config: EngineConfig) -> Need:
     """What a read model will take of the device that config asks for. Raises ConfigError."""
-    number, dtype, model = gpu_number(config.device), _dtype(checkpoint, config), checkpoint.model
+    number, model = gpu_number(config.device), checkpoint.model
+    dtype = asked_dtype(checkpoint, config, on_cpu=number is None)
     if number is None:
         from openbei.engine.cpu import choose_dtype, held_bytes
 
@@ -107,17 +108,22 @@ def need_of(checkpoint: Checkpoint, config: EngineConfig) -> Need:
     return Need(num_parameters(model) * BYTES[precision], needed_bytes(model, precision), free_bytes)
 
 
-def _dtype(checkpoint: Checkpoint, config: EngineConfig) -> DType:
-    if config.dtype == "auto" and checkpoint.artifact is not None:
-        return checkpoint.artifact.dtype
-    return config.dtype
+def asked_dtype(checkpoint: Checkpoint, config: EngineConfig, on_cpu: bool) -> DType:
+    """The --dtype, or where none is given the artifact's own, so far as the device has it: an artifact starts anywhere.
+
+    auto computes in FP8 what is stored so where the chip does, and on a CPU in bfloat16 where that has it.
+    """
+    if config.dtype != "auto" or checkpoint.artifact is None:
+        return config.dtype
+    built = checkpoint.artifact.dtype
+    return "auto" if built == "fp8" or (on_cpu and built == "bfloat16") else built
 
 
 def _executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
-    expansion = checkpoint.text.expansion
-    if expansion is not None and not expansion.attended and gpu_number(config.device) is not None:
+    expansion, on_cpu = checkpoint.text.expansion, gpu_number(config.device) is None
+    if expansion is not None and not expansion.attended and not on_cpu:
         raise ConfigError("queries are filled up with tokens that no other sees: only a CPU does that, not a GPU")
-    return import_backend(config.device)(checkpoint.model, _dtype(checkpoint, config))
+    return import_backend(config.device)(checkpoint.model, asked_dtype(checkpoint, config, on_cpu))
 
 
 def import_backend(device: str) -> Callable[[Model, DType], Executor]:
@@ -139,4 +145,5 @@ def load_options(config: EngineConfig) -> LoadOptions:
         pooling=POOLING_FLAGS[config.pooling] if config.pooling else None,
         hf_token=config.hf_token,
         cache_dir=Path(config.huggingface_hub_cache) if config.huggingface_hub_cache else None,
+        verify=config.verify,
     )

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# A matrix of parameters is float32, or float16 or ml_dtypes.bfloat16 as its file has it: whoever computes widens it.
-# A vector of parameters is float32.
+# A matrix of parameters is float32, or float16 or ml_dtypes.bfloat16 as its file has it: whoever computes widens it
+# (model/stored.py, which also has those that are FP8 with a scale). A vector of parameters is float32.
 Array = NDArray[np.generic]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "identity"]
 Pooling = Literal["cls", "mean", "last_token", "max", "sum"]
@@ -92,10 +92,14 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """y = x Wᵀ + b: weight (out, in), bias (out,) or None."""
+    """y = x Wᵀ + b: weight (out, in), bias (out,) or None.
+
+    scale: float32 (out,) where weight is ml_dtypes.float8_e4m3fn, and W is weight * scale[:, None]; else None.
+    """
 
     weight: Array
     bias: Array | None = None
+    scale: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,11 +310,12 @@ def _joined(sequences: Sequence[Sequence[int]]) -> NDArray[np.int32]:
 
 
 def num_parameters(value: Any) -> int:
-    """Values in all arrays below a dataclass, tuple or array."""
+    """Values in all arrays below a dataclass, tuple or array; the scales of FP8 weights are none."""
     if isinstance(value, np.ndarray):
         return value.size
     if isinstance(value, tuple):
         return sum(map(num_parameters, value))
     if is_dataclass(value):
-        return sum(num_parameters(getattr(value, item.name)) for item in fields(value))
+        names = (item.name for item in fields(value) if not (isinstance(value, Linear) and item.name == "scale"))
+        return sum(num_parameters(getattr(value, name)) for name in names)
     return 0

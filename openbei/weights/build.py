@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 from openbei.config import DType
 from openbei.errors import ConfigError, ModelError
 from openbei.weights.checkpoint import Checkpoint
-from openbei.weights.load import LoadOptions, load
+from openbei.weights.convert import TARGETS, Conversion, conversion
+from openbei.weights.load import read, read_network
 from openbei.weights.manifest import (
     DEPLOYMENT,
     NAME,
@@ -39,7 +40,7 @@ from openbei.weights.remote import Patience, hide_secrets
 from openbei.weights.repo import HubOptions, Source, is_of_model, locate
 from openbei.weights.source import fetch, is_url, list_remote, open_remote, read_all, state_of
 from openbei.weights.source_hub import bring, is_hub_id, pin
-from openbei.weights.store import artifacts_folder, list_store, locked, store_folder
+from openbei.weights.store import artifacts_folder, fetched_folder, list_store, lock_of, locked
 from openbei.weights.tensors import read_tensors, read_torch_file, write_safetensors
 
 Phase = Literal["pin", "fetch", "copy", "try", "write", "name"]
@@ -70,9 +71,9 @@ class Watch:
 class Wanted:
     """What to build. model: as for serve, or a URL. out: the artifact's folder; None puts it in the store.
 
-    token: for the hub. source_token: for the web server of a URL; neither goes anywhere else. dtype, pooling: what
-    serves the artifact where nothing else is said. deployment: the config.yaml that is kept beside the model, and says
-    how to serve it.
+    token: for the hub. source_token: for the web server of a URL; neither goes anywhere else. dtype: what the weights
+    are stored in, see convert.py; auto and float32 leave them as they are. dtype, pooling: what serves the artifact
+    where nothing else is said. deployment: the config.yaml that is kept beside the model, and says how to serve it.
     """
 
     model: str | None
@@ -111,17 +112,17 @@ def build(wanted: Wanted, examine: Examine, watch: Watch | None = None) -> Built
 
     Raises ModelNotFound, UnsupportedModel, WeightsError, ConfigError, or OSError (a disk that is full, say).
     """
-    watch = watch or Watch()
+    watch, wanted = watch or Watch(), replace(wanted, dtype=TARGETS.get(wanted.dtype, wanted.dtype))
     watch.on_phase("pin", f"looking for {_shown(wanted.model)}")
     pinned = _pin(wanted, watch)
     if pinned.given is not None:
         given = replace(pinned.given, files=pinned.given.files | _deployed(wanted))
         pinned = pinned._replace(given=given)
-    lock = (wanted.out or artifacts_folder() / _recipe(wanted, pinned)).absolute()
-    with locked(lock.with_name(f".{lock.name}.lock")):
+    place = (wanted.out or artifacts_folder() / _recipe(wanted, pinned)).absolute()
+    with locked(lock_of(place)):
         if (there := _there(wanted, pinned)) is not None:
             return there
-        stage = lock.with_name(f".{lock.name}.part")
+        stage = place.with_name(f".{place.name}.part")
         shutil.rmtree(stage, ignore_errors=True)
         with _explained(stage):
             stage.mkdir(parents=True)
@@ -139,7 +140,7 @@ def _build(wanted: Wanted, pinned: _Pinned, stage: Path, examine: Examine, watch
         if given is not None:
             manifest = _adopt(wanted, source, stage, given, watch.on_bytes)
         else:
-            files = _copy(source, stage, watch.on_bytes)
+            files = _copy(source, stage, _conversion(wanted, pinned, source), watch.on_bytes)
             manifest = Manifest(
                 openbei=version("openbei"),
                 source=pinned.shown,
@@ -149,8 +150,9 @@ def _build(wanted: Wanted, pinned: _Pinned, stage: Path, examine: Examine, watch
                 files=files | _deployed(wanted, stage),
             )
         watch.on_phase("try", "trying it")
-        checkpoint = load(str(stage), LoadOptions(pooling=manifest.pooling))
-        examined = examine(replace(checkpoint, model_id=manifest.source, revision=manifest.revision, artifact=given))
+        found = Source(manifest.source, manifest.revision, stage)
+        checkpoint = read(found, manifest.pooling, given.probes if given else ())
+        examined = examine(replace(checkpoint, artifact=given))
         if given is None:
             manifest = replace(manifest, model=examined.model, probes=examined.probes)
         watch.on_phase("write", "writing its manifest")
@@ -229,11 +231,11 @@ def _pin_url(url: str, wanted: Wanted, watch: Watch) -> _Pinned:
     files = list_remote(remote, wanted.patience)
     state = state_of(files)
     name = hashlib.sha256(f"{remote.shown} {state}".encode()).hexdigest()[:32]
-    folder = store_folder() / "fetched" / name
+    folder = fetched_folder(name)
 
     @contextmanager
     def bring_url() -> Iterator[Path]:
-        with locked(folder.with_name(f".{name}.lock")):
+        with locked(lock_of(folder)):
             fetch(remote, files, folder, wanted.patience, watch.on_bytes)
             yield folder
             shutil.rmtree(folder)
@@ -252,11 +254,25 @@ def _chosen(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in list_files(folder).items() if is_of_model(name)}
 
 
-def _copy(source: Path, stage: Path, on_bytes: OnBytes) -> dict[str, FileFact]:
-    """A model's folder -> the files of the artifact: those of SAFE kinds as they are, PyTorch's as safetensors."""
+def _conversion(wanted: Wanted, pinned: _Pinned, source: Path) -> Conversion | None:
+    target = TARGETS.get(wanted.dtype)
+    if target is None:
+        return None
+    return conversion(read_network(Source(pinned.shown, pinned.revision, source), wanted.pooling), target)
+
+
+def _copy(source: Path, stage: Path, converted: Conversion | None, on_bytes: OnBytes) -> dict[str, FileFact]:
+    """A model's folder -> the files of the artifact: those of SAFE kinds as they are, PyTorch's as safetensors.
+
+    What is converted comes in the place of the files that it replaces.
+    """
     chosen = _chosen(source)
     _check_room(stage, sum(path.stat().st_size for path in chosen.values()))
     files = {}
+    if converted is not None:
+        for target in converted.write(stage / converted.body.relative_to(source)):
+            files[target.relative_to(stage).as_posix()] = FileFact(target.stat().st_size, sha256_of(target, on_bytes))
+        chosen = {name: path for name, path in chosen.items() if not converted.replaces(path)}
     for name, path in chosen.items():
         if path.suffix in SAFE and not name.endswith(".bin.index.json"):
             files[name] = _copy_file(path, stage / name, on_bytes)

@@ -12,19 +12,22 @@ from ml_dtypes import bfloat16
 
 from openbei.errors import WeightsError
 from openbei.model.spec import Array, Embedding, Head, HeadLayer, Layer, Linear, ModelSpec, Norm, Weights
+from openbei.model.stored import E4M3
 from openbei.weights.families import Family, HeadRow
 
 _LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _CUT = re.compile(r"(.+)\[(\d)/(\d)\]")  # name[part/parts], see Family.names
 _SHOWN = 3
 EXACT = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(bfloat16))  # become float32 exactly
+BLOCK = ("q", "k", "v", "out", "gate", "up", "down")  # our names of a block's linears
+_UNREAD = ("*.input_scale",)  # of activations, see scheme.py
 
 
 def fill(spec: ModelSpec, family: Family, tensors: Mapping[str, Array]) -> tuple[Weights, Head | None]:
     """A checkpoint's tensors -> the parameters of spec, and of the family's head if it has one.
 
-    Matrices are views of what is stored, float32, float16 or bfloat16; vectors are float32. Raises
-    WeightsError that lists what is missing, of another shape or type, or left over.
+    Matrices are views of what is stored, float32, float16 or bfloat16, or of linears FP8 with its scales; vectors are
+    float32. Raises WeightsError that lists what is missing, of another shape or type, or left over.
     """
     parts = family.head.parts if family.head else ()
     names, biases = dict(family.names), dict(family.biases)
@@ -34,8 +37,24 @@ def fill(spec: ModelSpec, family: Family, tensors: Mapping[str, Array]) -> tuple
     taker = Taker(_rename(tensors, family), names, biases, family.norm_offset)
     weights = _weights(taker, spec, family.first_norm)
     head = _head(taker, family.head, spec.width) if family.head else None
-    taker.finish(family.ignored)
+    taker.finish((*family.ignored, *_UNREAD))
     return weights, head
+
+
+def in_blocks(family: Family, stored: Iterable[str]) -> dict[str, str]:
+    """Names of tensors -> those that are the weight of a linear inside the family's blocks, with our name for it.
+
+    Of a fused one, the name of one of its parts.
+    """
+    ours = {re.escape(f"{_stem(family.names[name])[0]}.weight"): name for name in BLOCK if name in family.names}
+    patterns = {re.compile(template.replace(r"\{\}", r"\d+")): name for template, name in ours.items()}
+    spelled = {name: our_spelling(name, family) for name in stored}
+    return {
+        name: our
+        for name, spelling in spelled.items()
+        for pattern, our in patterns.items()
+        if pattern.fullmatch(spelling)
+    }
 
 
 def _weights(taker: "Taker", spec: ModelSpec, first_norm: bool) -> Weights:
@@ -85,15 +104,21 @@ def _head(taker: "Taker", row: HeadRow, width: int) -> Head:
 def _rename(tensors: Mapping[str, Array], family: Family) -> dict[str, Array]:
     renamed: dict[str, Array] = {}
     for stored, tensor in tensors.items():
-        name = stored
-        for prefix in family.prefixes:
-            name = name.removeprefix(prefix)
-        for legacy, modern in _LEGACY.items():
-            name = name.replace(legacy, modern)
+        name = our_spelling(stored, family)
         if name in renamed:
             raise WeightsError(f"{name} is in the file twice, once as {stored}")
         renamed[name] = tensor
     return renamed
+
+
+def our_spelling(stored: str, family: Family) -> str:
+    """A tensor's name in a file -> as the family's row has it: without prefix, norms by their present names."""
+    name = stored
+    for prefix in family.prefixes:
+        name = name.removeprefix(prefix)
+    for legacy, modern in _LEGACY.items():
+        name = name.replace(legacy, modern)
+    return name
 
 
 class Taker:
@@ -127,9 +152,10 @@ class Taker:
         return tensor.shape[0] if tensor is not None and tensor.ndim else 0
 
     def linear(self, name: str, out: int, into: int, layer: int = 0) -> Linear:
-        """weight (out, into) and bias (out,) or None."""
+        """weight (out, into) and bias (out,) or None; of an FP8 weight its scale (out,)."""
         bias = self._take(name, "bias", layer, out) if self._biases.get(name, True) else None
-        return Linear(self._take(name, "weight", layer, out, into), bias)
+        weight = self._take(name, "weight", layer, out, into)
+        return Linear(weight, bias, self._scale(name, layer, out) if weight.dtype == E4M3 else None)
 
     def norm(self, name: str, width: int, layer: int = 0) -> Norm:
         """weight and bias (width,), or bias None."""
@@ -155,8 +181,7 @@ class Taker:
             raise WeightsError("the weights do not fit config.json; " + "; ".join(told))
 
     def _take(self, name: str, kind: str, layer: int, *shape: int) -> Array:
-        cut = _CUT.fullmatch(self._names[name])
-        stem, part, parts = (cut[1], int(cut[2]), int(cut[3])) if cut else (self._names[name], 1, 1)
+        stem, part, parts = _stem(self._names[name])
         stored = f"{stem.format(layer)}.{kind}"
         tensor = self._tensors.get(stored)
         self._unused.discard(stored)
@@ -165,12 +190,34 @@ class Taker:
             self._missing.append(stored)
         elif tensor.shape != whole:
             self._wrong.append(f"{stored} is {tensor.shape}, config.json says {whole}")
-        elif tensor.dtype not in EXACT:
+        elif tensor.dtype not in EXACT and not (tensor.dtype == E4M3 and f"{stored}_scale" in self._tensors):
             self._wrong.append(f"{stored} is stored as {tensor.dtype}, not float32, float16 or bfloat16")
         else:
             rows = tensor[(part - 1) * shape[0] : part * shape[0]]
             return rows if rows.ndim > 1 else rows.astype(np.float32, copy=False)
         return np.empty(0, np.float32)
+
+    def _scale(self, name: str, layer: int, rows: int) -> Array:
+        """float32 (rows,): one for each row, as (n,) or (n, 1), or one for all."""
+        stem, part, parts = _stem(self._names[name])
+        stored = f"{stem.format(layer)}.weight_scale"
+        scale = self._tensors[stored]
+        self._unused.discard(stored)
+        if scale.dtype not in EXACT:
+            self._wrong.append(f"{stored} is stored as {scale.dtype}, not float32, float16 or bfloat16")
+        elif scale.size == 1:
+            return np.full(rows, scale.reshape(()), np.float32)
+        elif scale.shape in ((parts * rows,), (parts * rows, 1)):
+            return scale.reshape(-1)[(part - 1) * rows : part * rows].astype(np.float32)
+        else:
+            self._wrong.append(f"{stored} is {scale.shape}, neither one scale nor one for each of {parts * rows} rows")
+        return np.ones(rows, np.float32)
+
+
+def _stem(name: str) -> tuple[str, int, int]:
+    """A name of Family.names -> the stored one, and which of how many parts of its rows."""
+    cut = _CUT.fullmatch(name)
+    return (cut[1], int(cut[2]), int(cut[3])) if cut else (name, 1, 1)
 
 
 def _some(names: list[str]) -> str:

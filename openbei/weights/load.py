@@ -3,12 +3,14 @@
 Owns the order of the steps and the checks between them; never touches requests.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from openbei.errors import UnsupportedModel, WeightsError
+from openbei.errors import ConfigError, UnsupportedModel, WeightsError
 from openbei.model.spec import Array, Dense, HeadLayer, Linear, Model, ModelSpec
 from openbei.weights.checkpoint import ByToken, Checkpoint, Expansion, TextSpec
 from openbei.weights.extras import Extras, read_extras
@@ -18,12 +20,13 @@ from openbei.weights.files import read_object
 from openbei.weights.fill import Taker, fill
 from openbei.weights.labels import HeadFacts, read_labels
 from openbei.weights.late import Expanding, Late
-from openbei.weights.manifest import check_files, read_manifest
+from openbei.weights.manifest import Probe, check_files, read_manifest
 from openbei.weights.masked import with_masked_head
 from openbei.weights.module_files import DenseModule
-from openbei.weights.modules import Modules, PoolingChoice, check_classifier, read_modules, read_outline
-from openbei.weights.repo import HubOptions, locate
+from openbei.weights.modules import Modules, Outline, PoolingChoice, check_classifier, read_modules, read_outline
+from openbei.weights.repo import HubOptions, Source, locate
 from openbei.weights.router import read_lookup
+from openbei.weights.scheme import plain_config
 from openbei.weights.tensors import read_tensors
 from openbei.weights.text import read_text
 from openbei.weights.verdict import Verdict, known_ids, read_pair_template, read_verdict, score_row, token_ids
@@ -31,68 +34,107 @@ from openbei.weights.verdict import Verdict, known_ids, read_pair_template, read
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How to load a model. pooling: wins over the model's own files, see read_modules; the others: see HubOptions."""
+    """How to load a model. pooling: wins over the model's own files, see read_modules. verify: hash all of an artifact.
+
+    The others: see HubOptions.
+    """
 
     revision: str | None = None
     pooling: PoolingChoice | None = None
     hf_token: str | None = None
     cache_dir: Path | None = None
+    verify: bool = False
+
+
+class Network(NamedTuple):
+    """The files of a network, understood but not yet filled. body: the folder that holds its config.json.
+
+    tensors: those of body by their names there, and what verdict.py or masked.py made of them. inline: the projection
+    that a ColBERT model has among them, taken out.
+    """
+
+    body: Path
+    config: dict[str, Any]
+    outline: Outline
+    tensors: dict[str, Array]
+    verdict: Verdict | None
+    spec: ModelSpec
+    family: Family
+    modules: Modules
+    inline: Linear | None
 
 
 def load(model: str | None = None, options: LoadOptions | None = None) -> Checkpoint:
     """None (the embedded default), a folder or a hub id -> a Checkpoint.
 
-    Matrices stay in their files, memory-mapped, as stored; vectors are float32. An artifact's files are checked against
-    its manifest, as far as check_files does unless it is told to be full. Raises ModelNotFound,
-    UnsupportedModel or WeightsError.
+    An artifact's files are checked against its manifest, as far as check_files does unless options.verify says that all
+    are. Raises ModelNotFound, UnsupportedModel or WeightsError, ConfigError if what is to be verified is no artifact.
     """
     options = options or LoadOptions()
     hub = HubOptions(revision=options.revision, token=options.hf_token, cache_dir=options.cache_dir)
     source = locate(model, hub)
     artifact = read_manifest(source.folder)
     if artifact is not None:
-        check_files(source.folder, artifact, full=False)
+        check_files(source.folder, artifact, full=options.verify)
         source = replace(source, model_id=artifact.source, revision=artifact.revision)
-        options = replace(options, pooling=options.pooling or artifact.pooling)
-    outline = read_outline(source.folder)
-    body = source.folder / outline.transformer
-    _refuse_adapter(body)
-    config = read_object(body / "config.json")
-    tensors = read_tensors(body)
-    embeds = outline.pools or options.pooling is not None
-    verdict = None if embeds else read_verdict(source, config, outline, tensors)
-    if verdict is not None:
-        tensors |= score_row(verdict, config, tensors)
-        config = as_classifier(config)
-    spec, family = read_config(config, tensors, with_head=not outline.pools and options.pooling != "splade")
-    modules = _modules(source.folder, family, options.pooling)
-    if modules.num_logs:
-        family, tensors = with_masked_head(config, family, tensors)
+    elif options.verify:
+        raise ConfigError(f"--verify needs an artifact, and {source.model_id} is none: bei build it first")
+    pooling = options.pooling or (artifact.pooling if artifact else None)
+    return replace(read(source, pooling, artifact.probes if artifact else ()), artifact=artifact)
+
+
+def read(source: Source, pooling: PoolingChoice | None, probes: Sequence[Probe] = ()) -> Checkpoint:
+    """A model's folder -> a Checkpoint, whatever manifest lies there. pooling: as LoadOptions has it; probes: its own.
+
+    Matrices stay in their files, memory-mapped, as stored; vectors are float32. Raises UnsupportedModel, WeightsError.
+    """
+    network = read_network(source, pooling)
+    body, config, outline, verdict = network.body, network.config, network.outline, network.verdict
+    spec, family, modules = network.spec, network.family, network.modules
     text = read_text(source.folder, body, spec.max_length)
     if family.head is not None and not family.head.per_token and not modules.num_logs:
         text = replace(text, pair_template=read_pair_template(source, config, outline))
     if modules.late is not None:
         text = _late_text(body, text, modules.late, spec)
     dense = _read_dense(source.folder, modules.dense, spec.width)
-    if modules.late is not None and modules.late.inline:
-        dense = (Dense(_inline(tensors, spec.width), "identity"),)
-    weights, head = fill(spec, family, tensors)
-    network = Model(spec, weights, modules.pooling, dense if modules.pooling else (), modules.normalize, head)
+    if network.inline is not None:
+        dense = (Dense(network.inline, "identity"),)
+    weights, head = fill(spec, family, network.tensors)
+    model = Model(spec, weights, modules.pooling, dense if modules.pooling else (), modules.normalize, head)
     labels, extras = None, Extras()
     if modules.num_logs:
-        network = _splade(network, modules.num_logs)
+        model = _splade(model, modules.num_logs)
     elif head is not None:
-        labels = read_labels(config, network.num_labels, _head_facts(source.folder, family, verdict, text))
+        labels = read_labels(config, model.num_labels, _head_facts(source.folder, family, verdict, text))
     else:
         late = modules.late
         extras = read_extras(body, spec.width, text) if late is None else _multi_vector(body, dense, late)
-        network = replace(network, weigher=extras.weigher, multi=extras.multi)
-    if artifact is not None:
-        text = replace(text, probes=tuple((probe.texts, probe.ids) for probe in artifact.probes))
-    lookup = None if modules.query is None else read_lookup(source.folder, modules.query, network.embedding_dim)
+        model = replace(model, weigher=extras.weigher, multi=extras.multi)
+    text = replace(text, probes=tuple((probe.texts, probe.ids) for probe in probes))
+    lookup = None if modules.query is None else read_lookup(source.folder, modules.query, model.embedding_dim)
     return Checkpoint(
-        source.model_id, source.revision, source.folder, network, text, labels, extras.by_token, artifact, lookup
+        source.model_id, source.revision, source.folder, model, text, labels, extras.by_token, lookup=lookup
     )
+
+
+def read_network(source: Source, pooling: PoolingChoice | None) -> Network:
+    """A model's folder -> its Network. pooling: as LoadOptions has it. Raises as load does."""
+    outline = read_outline(source.folder)
+    body = source.folder / outline.transformer
+    _refuse_adapter(body)
+    config = plain_config(read_object(body / "config.json"))
+    tensors = read_tensors(body)
+    embeds = outline.pools or pooling is not None
+    verdict = None if embeds else read_verdict(source, config, outline, tensors)
+    if verdict is not None:
+        tensors |= score_row(verdict, config, tensors)
+        config = as_classifier(config)
+    spec, family = read_config(config, tensors, with_head=not outline.pools and pooling != "splade")
+    modules = _modules(source.folder, family, pooling)
+    if modules.num_logs:
+        family, tensors = with_masked_head(config, family, tensors)
+    inline = _inline(tensors, spec.width) if modules.late is not None and modules.late.inline else None
+    return Network(body, config, outline, tensors, verdict, spec, family, modules, inline)
 
 
 def _late_text(body: Path, text: TextSpec, late: Late, spec: ModelSpec) -> TextSpec:

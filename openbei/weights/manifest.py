@@ -20,7 +20,7 @@ from openbei.model.spec import Output, Pooling
 
 NAME = "manifest.json"
 DEPLOYMENT = "config.yaml"  # of the deployment that an artifact was built of; bei serve reads it
-FORMAT = "openbei artifact 1"
+FORMAT = "openbei artifact 2"
 SMALL_BYTES = 32_000_000  # smaller files are hashed at every start: 0.03 s each at most
 _CHUNK_BYTES = 1 << 20
 
@@ -39,14 +39,14 @@ class FileFact:
 class Probe:
     """One input, its token ids, and what the network answered to them in float32 when the artifact was built.
 
-    texts: one, or two that are a pair. rows: one of a vector or of labels, or one a token, before any activation.
+    texts: one, or two that are a pair. rows: of each output that the network has, before any activation: one row, or
+    where there is one a token, those of some tokens (engine/probe.py says which).
     """
 
     texts: tuple[str, ...]
     ids: tuple[int, ...]
     type_ids: tuple[int, ...]
-    output: Output
-    rows: tuple[tuple[float, ...], ...]
+    rows: dict[Output, tuple[tuple[float, ...], ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,23 +90,73 @@ def shrink(max_bytes: int, keep: Path | None = None) -> list[Entry]:
     return removed
 
 
-def sweep() -> None:
-    """Clear up after builds and removals that were killed; a build that runs holds its lock, and is left alone."""
-    root = artifacts_folder()
-    for left in root.glob(".*.part") if root.is_dir() else ():
-        with contextlib.suppress(BlockingIOError), locked(left.with_suffix(".lock"), wait=False):
-            shutil.rmtree(left, ignore_errors=True)
-    for gone in root.glob(".*.gone") if root.is_dir() else ():
-        shutil.rmtree(gone, ignore_errors=True)
+def sweep() -> int:
+    """Clear up after builds, fetches and removals that were killed -> bytes. What runs holds its lock, and stays.
+
+    A fetch that was broken off is cleared up too, though the next build of the same source would have gone on with it.
+    """
+    folders = {path.with_name(path.stem.removeprefix(".")): path for path in _hidden(artifacts_folder(), "part")}
+    folders |= {path: path for path in _visible(_fetched())}
+    for lock in [*_hidden(artifacts_folder(), "lock"), *_hidden(_fetched(), "lock")]:
+        folders.setdefault(lock.with_name(lock.stem.removeprefix(".")), lock.with_suffix(".part"))
+    num_bytes = sum(map(_take_away, _hidden(artifacts_folder(), "gone")))
+    for made, left in folders.items():
+        with contextlib.suppress(BlockingIOError), locked(lock_of(made), wait=False):
+            num_bytes += _take_away(left)
+    return num_bytes
+
+
+def fetched_folder(name: str) -> Path:
+    """Where a source of this name is fetched to; who fetches holds the lock beside it."""
+    return _fetched() / name
+
+
+def lock_of(folder: Path) -> Path:
+    """The lock file of what is made of a name: a hidden one beside it."""
+    return folder.with_name(f".{folder.name}.lock")
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Be the only process of this machine that holds this lock file; a killed process holds none.
 
-    Raises BlockingIOError if another holds it and this one shall not wait.
+    The file is gone afterwards, so whoever waited for it looks whether it is still the one at the path. Raises
+    BlockingIOError if another holds it and this one shall not wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+    while True:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(file.fileno(), path):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _fetched() -> Path:
+    return store_folder() / "fetched"
+
+
+def _hidden(root: Path, kind: str) -> list[Path]:
+    return list(root.glob(f".*.{kind}")) if root.is_dir() else []
+
+
+def _visible(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if not path.name.startswith(".")] if root.is_dir() else []
+
+
+def _take_away(folder: Path) -> int:
+    """Remove a folder, if it is there -> its bytes."""
+    num_bytes = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    shutil.rmtree(folder, ignore_errors=True)
+    return num_bytes

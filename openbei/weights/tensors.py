@@ -6,14 +6,15 @@ header is parsed here: 8 bytes of length, JSON, then raw little-endian data (for
 """
 
 import json
+import math
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from ml_dtypes import bfloat16
+from ml_dtypes import bfloat16, float8_e4m3fn
 from numpy.typing import NDArray
 
 from openbei.errors import ModelNotFound, WeightsError
@@ -30,6 +31,7 @@ _DTYPES: dict[str, type[np.generic]] = {
     "I16": np.int16,
     "I8": np.int8,
     "U8": np.uint8,
+    "F8_E4M3": float8_e4m3fn,
     "BOOL": np.bool_,
 }
 _ALIGNED_BYTES = 64  # a cache line
@@ -53,26 +55,49 @@ def read_tensors(folder: Path) -> dict[str, Array]:
     )
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Named arrays -> a safetensors file, wide types first, so that each begins at a multiple of its own width.
+class Shape(NamedTuple):
+    """What a tensor of a file that is being written will be."""
 
-    Raises WeightsError of a type that the format has not.
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all its values."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Named arrays -> a safetensors file. Raises WeightsError of a type that the format has not."""
+    shapes = {name: Shape(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    write_pieces(path, shapes, tensors.items())
+
+
+def write_pieces(path: Path, shapes: Mapping[str, Shape], pieces: Iterable[tuple[str, Array]]) -> None:
+    """Tensors that come in pieces, in any order -> a safetensors file; the pieces of one tensor are its rows, in order.
+
+    Wide types first, so that each begins at a multiple of its own width. Raises WeightsError of a type that the format
+    has not.
     """
     names = {np.dtype(kind): name for name, kind in _DTYPES.items()}
-    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
-    header: dict[str, Any] = {}
-    end = 0
-    for name, tensor in ordered.items():
-        if tensor.dtype not in names:
-            raise WeightsError(f"{name} is {tensor.dtype}, which safetensors cannot hold")
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": names[tensor.dtype], "shape": tensor.shape, "data_offsets": [begin, end]}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants to be told
+    places, end = {}, 0
+    for name, wanted in sorted(shapes.items(), key=lambda item: -item[1].dtype.itemsize):
+        if wanted.dtype not in names:
+            raise WeightsError(f"{name} is {wanted.dtype}, which safetensors cannot hold")
+        begin, end = end, end + wanted.num_bytes
+        header[name] = {"dtype": names[wanted.dtype], "shape": wanted.shape, "data_offsets": [begin, end]}
+        places[name] = begin
     written = json.dumps(header).encode()
     written += b" " * (-(8 + len(written)) % _ALIGNED_BYTES)
+    start, num_bytes = 8 + len(written), 0
     with path.open("wb") as file:
         file.write(len(written).to_bytes(8, "little") + written)
-        for tensor in ordered.values():
-            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        for name, piece in pieces:
+            file.seek(start + places[name])
+            places[name] += file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+            num_bytes += piece.nbytes
+    assert num_bytes == end, f"{num_bytes} of {end} bytes were written"
 
 
 def _sharded(index: Path) -> dict[str, Array]:
@@ -143,4 +168,6 @@ def _from_torch(tensor: Any) -> Array:
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:
         return np.asarray(tensor.view(torch.uint16).numpy()).view(bfloat16)
+    if tensor.dtype == torch.float8_e4m3fn:
+        return np.asarray(tensor.view(torch.uint8).numpy()).view(float8_e4m3fn)
     return np.asarray(tensor.numpy())

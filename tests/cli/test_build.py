@@ -1,21 +1,32 @@
 """`bei build`, `verify`, `ls` and `rm` in process, on a tiny model that is really run; what a person reads."""
 
+import fcntl
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from openbei.cli import main
 from openbei.config import EngineConfig
+from openbei.describe import served_facts
 from openbei.engine import start
 from openbei.engine.cpu import CpuExecutor
-from openbei.engine.probe import difference
+from openbei.engine.precision import choose_precision
+from openbei.engine.probe import difference, make_probes
 from openbei.engine.request import Request
 from openbei.errors import ModelError, WeightsError
+from openbei.model.ops import torch as plain
+from openbei.model.spec import pack
 from openbei.weights.load import load
 from openbei.weights.manifest import check_files, read_manifest, write_manifest
 from tests import families
@@ -53,7 +64,9 @@ def test_the_manifest_tells_what_was_understood(built: Path) -> None:
     assert manifest is not None
     assert (manifest.model["family"], manifest.model["task"], len(manifest.probes)) == ("bert", "embed", 2)
     assert not {"folder", "model", "revision"} & manifest.model.keys()
-    assert {len(probe.rows) for probe in manifest.probes} == {1}
+    assert [probe.rows.keys() for probe in manifest.probes] == [{"vectors", "states"}] * 2
+    for probe in manifest.probes:
+        assert (len(probe.rows["vectors"]), len(probe.rows["states"])) == (1, len(probe.ids))
 
 
 @pytest.mark.parametrize(("kind", "num_texts", "num_rows"), [("Sequence", 1, 1), ("Token", 1, None)])
@@ -66,9 +79,9 @@ def test_classifiers_have_their_labels_as_the_self_check(
     manifest = read_manifest(tmp_path / "out")
     assert manifest is not None
     for probe in manifest.probes:
-        assert (probe.output, len(probe.texts)) == ("labels", num_texts)
-        assert len(probe.rows) == (num_rows or len(probe.ids))
-        assert {len(row) for row in probe.rows} == {3}
+        assert (probe.rows.keys(), len(probe.texts)) == ({"labels"}, num_texts)
+        assert len(probe.rows["labels"]) == (num_rows or len(probe.ids))
+        assert {len(row) for row in probe.rows["labels"]} == {3}
     with start.open_engine(EngineConfig(model_id=str(tmp_path / "out"), device="cpu", dtype="float32")):
         pass
 
@@ -86,7 +99,7 @@ def test_a_reranker_is_checked_by_pairs(bei: Callable[..., Result], tmp_path: Pa
 def test_other_outputs_than_when_it_was_built_stop_the_start(built: Path) -> None:
     checkpoint = load(str(built))
     checkpoint.model.weights.layers[0].up.weight[:] *= np.float32(1.01)  # copy-on-write: the file stays as it is
-    with pytest.raises(WeightsError, match=r"self-check failed: in float32 its outputs are off by .* run bei verify"):
+    with pytest.raises(WeightsError, match=r"self-check failed: in float32 its vectors are off by .* run bei verify"):
         start.make_executor(checkpoint, FLOAT32)
     checkpoint.model.weights.layers[0].up.weight[:] = np.nan
     with pytest.raises(WeightsError, match="off by nan"):
@@ -125,12 +138,154 @@ def test_the_precision_of_an_artifact_counts_unless_another_is_asked_for(
     assert asked == ["float16", "float32"]
 
 
+@pytest.fixture
+def three_ways(bei: Callable[..., Result], tmp_path: Path) -> Path:
+    """An artifact of a model with vectors, weights and vectors of tokens, as bge-m3 has them."""
+    folder = families.save(tmp_path / "m3", "xlm-roberta")
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    for name, rows in (("sparse_linear.pt", 1), ("colbert_linear.pt", 5)):
+        weight = torch.randn(rows, width, generator=torch.Generator().manual_seed(1))
+        torch.save({"weight": weight, "bias": torch.zeros(rows)}, folder / name)
+    assert bei("build", folder, "-o", tmp_path / "out").exit_code == 0
+    return tmp_path / "out"
+
+
+def test_the_self_check_has_every_output_as_another_backend_gives_it(three_ways: Path) -> None:
+    checkpoint = load(str(three_ways))
+    assert checkpoint.artifact is not None
+    probes = checkpoint.artifact.probes
+    batch = pack(checkpoint.model.spec, [probe.ids for probe in probes])
+    judges = {"vectors": plain.embed, "states": plain.states, "weights": plain.weigh, "multi": plain.multi}
+    assert probes[0].rows.keys() == judges.keys()
+    for output, judge in judges.items():
+        rows = [np.array(probe.rows[output], np.float32) for probe in probes]  # type: ignore[index]
+        np.testing.assert_allclose(np.concatenate(rows), judge(checkpoint.model, batch), atol=1e-5)
+    assert max(max(row) for row in probes[0].rows["weights"]) > 0.1
+
+
+def test_of_wide_tokens_some_are_kept_evenly_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = load(str(families.save(tmp_path / "model", "bert")))
+    whole = make_probes(checkpoint)
+    monkeypatch.setattr("openbei.engine.probe.KEPT_VALUES", 48 * 3)
+    for probe, other in zip(make_probes(checkpoint), whole, strict=True):
+        rows, last = other.rows["states"], len(other.ids) - 1
+        assert probe.rows["states"] == (rows[0], rows[last // 2], rows[last])
+
+
+@pytest.mark.parametrize("output", ["weights", "multi"])
+def test_what_is_not_compiled_at_start_is_tried_where_that_is_asked_for(output: str, three_ways: Path) -> None:
+    checkpoint = load(str(three_ways))
+    layer = checkpoint.model.weigher if output == "weights" else checkpoint.model.multi
+    layer[0].linear.weight[:] *= np.float32(1.5)
+    start.make_executor(checkpoint, FLOAT32)
+    with pytest.raises(WeightsError, match=f"self-check failed: in float32 its {output} are off by"):
+        start.make_executor(checkpoint, replace(FLOAT32, verify=True))
+
+
+def test_a_model_whose_answer_is_no_number_is_not_built(bei: Callable[..., Result], tmp_path: Path) -> None:
+    model = families.network("bert")
+    with torch.no_grad():
+        model.get_parameter("encoder.layer.2.output.dense.weight")[0, 0] = torch.nan
+    result = bei("build", families.save(tmp_path / "model", "bert", model), "-o", tmp_path / "out")
+    assert "the model's vectors are no numbers: its weights are damaged" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def fp8(bei: Callable[..., Result], tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    assert bei("build", tiny_folder("bert"), "-o", tmp_path / "fp8", "--dtype", "fp8").exit_code == 0
+    return tmp_path / "fp8"
+
+
+def test_an_fp8_artifact_starts_on_a_cpu_and_says_so(fp8: Path, tiny_folder: Callable[[str], Path]) -> None:
+    config = EngineConfig(model_id=str(fp8), device="cpu")
+    with start.open_engine(config) as engine:
+        served = served_facts(load(str(fp8)), config, engine.info)
+        assert served["precision"].endswith("; the weights are stored in fp8")
+        rows = engine.submit(Request(inputs=["the river bank"])).result().rows
+    with start.open_engine(replace(FLOAT32, model_id=str(tiny_folder("bert")))) as engine:
+        assert 1e-3 < np.abs(rows - engine.submit(Request(inputs=["the river bank"])).result().rows).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("built", "flag", "on_cpu", "asked"),
+    [
+        ("fp8", "auto", True, "auto"),
+        ("fp8", "auto", False, "auto"),
+        ("fp8", "bfloat16", False, "bfloat16"),
+        ("bfloat16", "auto", True, "auto"),
+        ("bfloat16", "auto", False, "bfloat16"),
+        ("float16", "auto", True, "float16"),
+        ("float32", "auto", False, "float32"),
+        ("float32", "fp8", False, "fp8"),
+    ],
+)
+def test_an_artifact_is_served_in_its_precision_where_the_device_has_it(
+    built: Any, flag: Any, on_cpu: bool, asked: str, fp8: Path
+) -> None:
+    checkpoint = load(str(fp8))
+    assert checkpoint.artifact is not None
+    checkpoint = replace(checkpoint, artifact=replace(checkpoint.artifact, dtype=built))
+    assert start.asked_dtype(checkpoint, EngineConfig(dtype=flag), on_cpu) == asked
+
+
+def test_what_is_stored_in_fp8_is_computed_in_it_where_the_chip_does(fp8: Path, built: Path) -> None:
+    much = 1 << 40
+    for folder, capability, chosen in (
+        (fp8, (9, 0), "fp8"),
+        (fp8, (8, 0), "bfloat16"),
+        (fp8, (7, 5), "float16"),
+        (built, (9, 0), "bfloat16"),
+    ):
+        assert choose_precision("auto", load(str(folder)).model, capability, much) == chosen
+
+
+def test_a_flipped_bit_in_a_scale_stops_the_start_though_the_file_is_not_hashed(
+    fp8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fp8 / "model.safetensors"
+    data, tensors = path.read_bytes(), load_file(path)
+    scale = tensors["encoder.layer.1.output.dense.weight_scale"].numpy().tobytes()
+    assert data.count(scale) == 1
+    broken = bytearray(data)
+    broken[data.index(scale) + 4 * 7 + 3] ^= 0x40  # the top of the eighth row's exponent
+    path.write_bytes(broken)
+    with pytest.raises(WeightsError, match=r"model\.safetensors has another sha256"):
+        load(str(fp8))
+    monkeypatch.setattr("openbei.weights.manifest.SMALL_BYTES", 100)
+    with pytest.raises(WeightsError, match="self-check failed: in float32 its vectors are off by"):
+        start.make_executor(load(str(fp8)), FLOAT32)
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_truncated_fp8_file_is_refused(has_manifest: bool, fp8: Path) -> None:
+    path = fp8 / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    if not has_manifest:
+        (fp8 / "manifest.json").unlink()
+    with pytest.raises(WeightsError, match="bytes, its manifest says" if has_manifest else "not a whole safetensors"):
+        load(str(fp8))
+
+
+def test_a_build_needs_neither_openvino_nor_torch(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    program = """
+import sys
+sys.modules |= dict.fromkeys(("openvino", "torch"))
+from openbei.cli import main
+main(["build", sys.argv[1], "--out", sys.argv[2], "--dtype", "fp8"])
+"""
+    command = [sys.executable, "-c", program, str(tiny_folder("bert")), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n"), done.stderr
+
+
 def test_the_distance_of_rows() -> None:
-    expected = np.array([[3, 4], [0.1, 0]], np.float32)
+    expected = np.array([[3, 0], [0, 4]], np.float32)
     assert difference(expected, expected) == 0
     assert difference(expected + np.array([[0, 1], [0, 0]], np.float32), expected) == pytest.approx(1 / 5)
-    assert difference(expected + np.array([[0, 0], [0, 0.5]], np.float32), expected) == pytest.approx(0.5)
+    assert difference(expected / 100 + np.float32(0.1), expected / 100, 1.0) == pytest.approx(0.2)
     assert difference(expected[:1], expected) == np.inf
+    assert not difference(expected * np.nan, expected) <= 1
 
 
 def test_verify_finds_a_flipped_bit(bei: Callable[..., Result], built: Path) -> None:
@@ -185,23 +340,51 @@ def test_the_store_keeps_to_its_limit_and_what_was_just_built(
     assert not second.exists()
 
 
-def test_rm_clears_up_after_builds_that_were_killed_and_not_after_those_that_run(
-    bei: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_rm_clears_up_after_what_was_killed_and_not_after_what_runs(bei: Callable[..., Result], tmp_path: Path) -> None:
     from openbei.weights.store import locked
 
-    root = tmp_path / "home" / "artifacts"
-    for name in ("killed", "running"):
-        (root / f".{name}.part").mkdir(parents=True)
-    with locked(root / ".running.lock"):
-        assert bei("rm", "--keep-bytes", 10**9).exit_code == 0
-        assert [path.name for path in root.glob(".*.part")] == [".running.part"]
+    home = tmp_path / "home"
+    for name in ("artifacts/.killed.part", "artifacts/.running.part", "fetched/killed", "fetched/running"):
+        (home / name).mkdir(parents=True)
+        (home / name / "model.safetensors").write_bytes(b"1234")
+    (home / "artifacts" / ".removed.gone").mkdir()
+    for lock in ("artifacts/.killed.lock", "artifacts/.alone.lock", "fetched/.killed.lock"):
+        (home / lock).touch()
+    with locked(home / "artifacts" / ".running.lock"), locked(home / "fetched" / ".running.lock"):
+        assert bei("rm", "--keep-bytes", 10**9).stdout == "removed 8 bytes of builds that were not finished\n"
+        left = sorted(path.relative_to(home).as_posix() for path in home.glob("*/*"))
+        running = ["artifacts/.running.lock", "artifacts/.running.part", "fetched/.running.lock", "fetched/running"]
+        assert left == running
+    assert not list(home.glob("*/.*.lock"))
+    assert bei("rm", "--keep-bytes", 10**9).stdout == "removed 8 bytes of builds that were not finished\n"
+    assert not list(home.glob("*/*"))
+
+
+def test_who_waited_for_a_lock_that_is_gone_takes_the_one_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the file and locking it, another process removes it, makes it again and holds that."""
+    from openbei.weights.store import locked
+
+    path, lock = tmp_path / ".lock", fcntl.flock
+    with path.with_name("new").open("a") as new:
+
+        def flock(file: IO[str], how: int) -> None:
+            monkeypatch.undo()
+            path.with_name("new").rename(path)
+            lock(new, fcntl.LOCK_EX)
+            lock(file, how)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(BlockingIOError), locked(path, wait=False):
+            pytest.fail("two are inside")
+    with locked(path):
+        assert path.exists()
+    assert not path.exists()
 
 
 def _sign_again(folder: Path) -> None:
     """As someone would who builds with another tokenizers library: files that fit, and the old self-check."""
-    from dataclasses import replace
-
     from openbei.weights.manifest import FileFact, list_files, sha256_of
 
     manifest = read_manifest(folder)

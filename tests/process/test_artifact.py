@@ -65,7 +65,7 @@ def test_a_damaged_artifact_is_not_served(layout: tuple[str, ...], artifact: Pat
     weights = bytearray((broken / "model.safetensors").read_bytes())
     weights[-5_000_000:] = bytes(5_000_000)
     (broken / "model.safetensors").write_bytes(weights)
-    for flags, said in (("--verify",), "another sha256"), ((), "self-check failed: in float32 its outputs are off"):
+    for flags, said in (("--verify",), "another sha256"), ((), "self-check failed: in float32 its vectors are off"):
         command = [*BEI, "serve", str(broken), "--port", "0", *flags, *layout]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stdout) == (1, "")

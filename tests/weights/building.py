@@ -1,6 +1,6 @@
 """What the tests of builds share: a quick self-check, no pauses, and a program that is killed where a test says.
 
-    python -m tests.weights.building MODEL OUT PHASE
+    python -m tests.weights.building MODEL OUT DTYPE PHASE
 
 builds MODEL into OUT and kills itself when that phase begins.
 """
@@ -23,7 +23,7 @@ PHASES: tuple[Phase, ...] = ("pin", "fetch", "copy", "try", "write", "name")
 def examine(checkpoint: Checkpoint) -> Examined:
     """No network is run: a probe that only has a form."""
     return Examined(
-        {"family": checkpoint.model.spec.family}, (Probe(("a",), (1, 2), (0, 0), "vectors", ((1.0, 0.5),)),)
+        {"family": checkpoint.model.spec.family}, (Probe(("a",), (1, 2), (0, 0), {"vectors": ((1.0, 0.5),)}),)
     )
 
 
@@ -43,4 +43,4 @@ def kill_at(wanted: str) -> Watch:
 
 
 if __name__ == "__main__":
-    make(sys.argv[1], Path(sys.argv[2]), kill_at(sys.argv[3]))
+    make(sys.argv[1], Path(sys.argv[2]), kill_at(sys.argv[4]), dtype=sys.argv[3])

@@ -161,13 +161,14 @@ def test_an_empty_folder_may_be_the_target(folder: Path, tmp_path: Path) -> None
     assert make(folder, tmp_path / "out").new
 
 
-def test_two_builds_at_once_are_one(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["auto", "fp8"])
+def test_two_builds_at_once_are_one(dtype: str, folder: Path, tmp_path: Path) -> None:
     built: list[Built] = []
     begun = threading.Barrier(2)
 
     def run() -> None:
         begun.wait()
-        built.append(make(folder, tmp_path / "out"))
+        built.append(make(folder, tmp_path / "out", dtype=dtype))
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
@@ -178,16 +179,19 @@ def test_two_builds_at_once_are_one(folder: Path, tmp_path: Path) -> None:
     check_files(tmp_path / "out", built[0].manifest, full=True)
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_killed_build_leaves_nothing_and_does_not_hinder_the_next(phase: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("phase", "dtype"), [*((phase, "auto") for phase in PHASES), *((phase, "fp8") for phase in PHASES[3:])]
+)
+def test_a_killed_build_leaves_nothing_and_does_not_hinder_the_next(
+    phase: str, dtype: str, folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "there" / "out"
-    command = [sys.executable, "-m", "tests.weights.building", str(folder), str(out), phase]
+    command = [sys.executable, "-m", "tests.weights.building", str(folder), str(out), dtype, phase]
     assert subprocess.run(command, check=False).returncode == -9
     assert not out.exists()
     assert out.parent.exists() is (phase != "pin")
-    assert make(folder, out).new
-    assert _visible(out.parent) == ["out"]
-    assert not (out.parent / ".out.part").exists()
+    assert make(folder, out, dtype=dtype).new
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_a_failed_examination_leaves_nothing(folder: Path, tmp_path: Path) -> None:
@@ -207,8 +211,10 @@ def test_a_full_disk_is_said_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_fills_up_meanwhile_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    program = "import sys, pathlib, tests.weights.building as b; b.make(sys.argv[1], pathlib.Path(sys.argv[2]))"
+@pytest.mark.parametrize("dtype", ["auto", "fp8"])
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(dtype: str, folder: Path, tmp_path: Path) -> None:
+    program = "import sys, pathlib, tests.weights.building as b; b.make(sys.argv[1], pathlib.Path(sys.argv[2]), dtype="
+    program += f"{dtype!r})"
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -222,12 +228,12 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(folder: Path, tmp_path: P
     )
     assert "ModelError" in done.stderr
     assert "nothing was built: free some space" in done.stderr
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / ".out.part").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
-def test_a_flipped_bit_is_found_in_every_file(folder: Path, tmp_path: Path) -> None:
-    manifest = make(folder, tmp_path / "out").manifest
+@pytest.mark.parametrize("dtype", ["auto", "fp8"])
+def test_a_flipped_bit_is_found_in_every_file(dtype: str, folder: Path, tmp_path: Path) -> None:
+    manifest = make(folder, tmp_path / "out", dtype=dtype).manifest
     for name in manifest.files:
         broken = shutil.copytree(tmp_path / "out", tmp_path / "broken")
         _flip(broken / name, (broken / name).stat().st_size // 2)
@@ -282,8 +288,8 @@ def test_a_folder_that_is_not_its_manifest_is_refused(
 def test_a_manifest_of_another_format_is_refused(folder: Path, tmp_path: Path) -> None:
     make(folder, tmp_path / "out")
     path = tmp_path / "out" / NAME
-    path.write_bytes(orjson.dumps(json.loads(path.read_bytes()) | {"format": "openbei artifact 2"}))
-    with pytest.raises(ModelError, match="has format 'openbei artifact 2'; this openbei reads 'openbei artifact 1'"):
+    path.write_bytes(orjson.dumps(json.loads(path.read_bytes()) | {"format": "openbei artifact 1"}))
+    with pytest.raises(ModelError, match="has format 'openbei artifact 1'; this openbei reads 'openbei artifact 2'"):
         load(str(tmp_path / "out"))
 
 

@@ -123,7 +123,7 @@ def test_safetensors_win_over_torch_files_and_subfolders_do_not_count(tmp_path: 
         (_header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 32]}}), "a lies at bytes 0 to 32 of 16"),
         (_header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [-4, 12]}}), "a lies at bytes -4"),
         (_header({"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}}), "cannot reshape"),
-        (_header({"a": {"dtype": "F8_E4M3", "shape": [16], "data_offsets": [0, 16]}}), "a is stored as F8_E4M3"),
+        (_header({"a": {"dtype": "F8_E5M2", "shape": [16], "data_offsets": [0, 16]}}), "a is stored as F8_E5M2"),
     ],
 )
 def test_a_damaged_safetensors_file_is_told_by_what_is_wrong(content: bytes, said: str, tmp_path: Path) -> None:

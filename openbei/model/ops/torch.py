@@ -17,6 +17,7 @@ from openbei.model import transformer
 from openbei.model.ops import Attention, NormSpec, Ops, pieces
 from openbei.model.positions import cos_sin, visible
 from openbei.model.spec import Activation, Array, Batch, Embedding, Linear, Model, ModelSpec, Norm, Pooling
+from openbei.model.stored import weight_of
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -50,7 +51,7 @@ class TorchOps:
     def linear(self, x: Tensor, linear: Linear, activation: Activation = "identity") -> Tensor:
         """(rows, in) -> (rows, out)."""
         bias = None if linear.bias is None else _tensor(linear.bias)
-        return ACTIVATIONS[activation](F.linear(x, _tensor(linear.weight), bias))
+        return ACTIVATIONS[activation](F.linear(x, _tensor(weight_of(linear)), bias))
 
     def linears(self, x: Tensor, linears: Sequence[Linear]) -> Sequence[Tensor]:
         """Each of them on the same x."""
