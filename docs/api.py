@@ -34,7 +34,7 @@ one label, such as a reward model, answers where rerankers do.
 
 With `bei serve A B`, a request is answered by the model that it names: in the header `x-model`, else in the body's
 `model` (of `/vertex` each instance's), and of a GET also in `?model=`. A name that no model has is 404; OpenAI's
-clients get the code `model_not_found`. Without a name it is the first model whose own task the route's is, else the first that
+clients get the code `model_not_found`. Without a name it is the first model whose own task it is, else the first that
 can do it, else the first; at `/`, `/tokenize`, `/decode`, `/info` and `/vertex` the first, but of an instance with
 `query` and `texts` the first that reranks. A gateway's `DEFAULT` (below) is that of the model in `x-model`, else of the
 first. `/health` is 503 if one of them is not ready, and says which; in `/metrics` each series has the label `model`.

@@ -63,6 +63,7 @@ def create_app(served: "Models | Engine", config: ServerConfig) -> ASGIApp:
         call = Call(all_models, config, http, path, time.monotonic())
         response = await compressed(call, await respond(call, table))
         log(call, response.status_code)
+        del call  # a client that reads slowly keeps no model that is being unloaded
         await response(scope, receive, send)
 
     return with_traces(with_request_id(with_cors(app, config.cors_allow_origin)), spans_of(config))
