@@ -109,8 +109,15 @@ TRAPS = """
   Of bge-m3 openbei serves the sparse and multi-vector outputs too, at `/embed_sparse` and `/v1/multi-vector`.
 - **roberta-base-go_emotions** declares independent labels, so each has a sigmoid of its own. TEI takes softmax over
   all of them.
-- **Shorter vectors.** `dimensions` cuts and then scales to length 1. nomic-embed-text-v1.5 was trained with a layer
-  norm before the cut, which openbei does not do.
+- **Shorter vectors.** `dimensions` cuts and then scales to length 1, as sentence-transformers' `truncate_dim` does.
+  The page of nomic-embed-text-v1.5 has a layer norm over the whole vector before the cut; none of its files says so,
+  and openbei does not do it. From a whole vector of openbei's you get it exactly: subtract the mean of its values, cut,
+  scale to length 1.
+- **Sparse and late interaction models** may be of most encoders above. SPLADE is served at `/embed_sparse` for BERT,
+  RoBERTa, XLM-RoBERTa, DistilBERT, MPNet, ModernBERT, NomicBERT and GTE, with queries that are looked up
+  (`SparseStaticEmbedding`) where a `Router` says so. ColBERT is served at `/v1/multi-vector` from the folders of
+  sentence-transformers, of PyLate and of Stanford's code; its queries are filled up as the folder says. `input_type`
+  of a request tells queries from documents.
 - **Reward models** read chats, through their own template ([text.md](text.md#chats)).
 """
 

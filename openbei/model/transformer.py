@@ -33,8 +33,9 @@ def attend(ops: Ops[X], spec: ModelSpec, layer: Layer, x: X, how: Attention) -> 
     y = normed(ops, spec, x, layer.attention_norm) if spec.norm_placement == "pre" else x
     local = how.window is not None
     q, k, v = ops.linears(y, (layer.q, layer.k, layer.v))
-    q = rotated(ops, spec, normed(ops, spec, q, layer.q_norm), spec.num_heads, local)
-    k = rotated(ops, spec, normed(ops, spec, k, layer.k_norm), spec.num_kv_heads, local)
+    q, k = normed(ops, spec, q, layer.q_norm), normed(ops, spec, k, layer.k_norm)
+    if spec.rope is not None:
+        q, k = ops.rope(q, spec.num_heads, local), ops.rope(k, spec.num_kv_heads, local, keys=True)
     return ops.attention(q, k, v, how)
 
 
@@ -62,11 +63,6 @@ def feed_forward(ops: Ops[X], spec: ModelSpec, layer: Layer, x: X) -> X:
 def normed(ops: Ops[X], spec: ModelSpec, x: X, norm: Norm | None) -> X:
     """x through a norm, if there is one."""
     return x if norm is None else ops.norm(x, norm, NormSpec(spec.norm, spec.norm_eps))
-
-
-def rotated(ops: Ops[X], spec: ModelSpec, x: X, num_heads: int, local: bool) -> X:
-    """x with rotary positions, if the model has them."""
-    return x if spec.rope is None else ops.rope(x, num_heads, local)
 
 
 def attention_of(spec: ModelSpec, number: int, bias: Array | None) -> Attention:

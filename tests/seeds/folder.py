@@ -25,6 +25,7 @@ class Judge:
         self.network = seed.judge(seed.tiny_config())
         _randomise(self.network, seed)
         write(seed, self.network, folder)
+        self.layers = _write_layers(seed, folder, self.network.config.hidden_size)
         self.ends = {"add_bos_token": True, "add_eos_token": True} if seed.text.ends else {}
         # Without a config transformers would ask for the authors' code.
         config = {"config": PreTrainedConfig()} if "AutoConfig" in seed.config.get("auto_map", {}) else {}
@@ -50,6 +51,11 @@ class Judge:
         pooling = self.seed.modules.pooling if self.seed.modules else "lasttoken"
         return states.mean(axis=0) if pooling == "mean_tokens" else states[0 if pooling == "cls_token" else -1]
 
+    def tokens(self, text: str) -> tuple[list[int], torch.Tensor]:
+        """The ids of one text, and the last states of its tokens (n, C)."""
+        encoded = self._encoded(text)
+        return encoded["input_ids"][0].tolist(), self._run(encoded).last_hidden_state[0]
+
     def _encoded(self, *texts: str) -> Tensors:
         encoded = self.tokenizer(*texts, truncation=True, max_length=self.seed.limit, return_tensors="pt")
         types = encoded.get("token_type_ids", torch.zeros_like(encoded["input_ids"]))
@@ -71,6 +77,16 @@ def _randomise(network: Any, seed: Seed) -> None:
             if name.lower().endswith(NORMS) and not plain:
                 parameter.add_(1.0)
             parameter.copy_(parameter.to(seed.stored.dtype).float())
+
+
+def _write_layers(seed: Seed, folder: Path, width: int) -> dict[str, torch.nn.Linear]:
+    layers, generator = {}, torch.Generator().manual_seed(25)
+    for name, rows in seed.layers.items():
+        layer = layers[name] = torch.nn.Linear(width, rows).requires_grad_(False)
+        layer.weight.normal_(0.0, 0.2, generator=generator)
+        layer.bias.normal_(0.0, 0.2, generator=generator)
+        torch.save(layer.state_dict(), folder / name)
+    return layers
 
 
 def write(seed: Seed, network: Any, folder: Path) -> None:

@@ -5,7 +5,7 @@ no public document settles is chosen so that the rows together cover every case 
 Sources: the models' repositories and pages; the parameter counts are those that the pages state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,7 +68,8 @@ class Stored:
 class Seed:
     """One model. judge: its published config -> another implementation. limit: tokens that the tiny model reads.
 
-    modules: None of a classifier, and of a folder that does not say how to pool; pooling then says it.
+    modules: None of a classifier, and of a folder that does not say how to pool; pooling then says it. layers: files of
+    PyTorch's beside the network, each a linear layer on its states with so many rows.
     """
 
     judge: Callable[[Json], Any]
@@ -81,6 +82,7 @@ class Seed:
     stored: Stored = Stored()
     pooling: str | None = None
     tiny: Json = field(default_factory=dict)
+    layers: Mapping[str, int] = field(default_factory=dict)
 
     def tiny_config(self) -> Json:
         """The published config with small numbers and every switch as it is."""
@@ -500,6 +502,7 @@ SEEDS: dict[str, Seed] = {
         80,
         modules=Modules("cls_token"),
         stored=Stored(layout="bin"),
+        layers={"sparse_linear.pt": 1, "colbert_linear.pt": 48},
     ),
     "snowflake-arctic-embed-l-v2.0": Seed(
         _native("XLMRobertaModel"),

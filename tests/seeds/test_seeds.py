@@ -85,6 +85,28 @@ def test_embed(name: str, tmp_path: Path) -> None:
             assert body["usage"]["prompt_tokens"] == sum(judge.num_tokens(text + each) for each in TEXTS)
 
 
+def test_bge_m3_weighs_its_tokens_and_embeds_each(tmp_path: Path) -> None:
+    """relu of one linear layer, the largest of each id that is not special; another on all tokens but the first.
+
+    Source: FlagOpen/FlagEmbedding, inference/embedder/encoder_only/m3.py.
+    """
+    with served("bge-m3", tmp_path) as (wire, judge, _):
+        sparse = wire.post("/embed_sparse", {"inputs": TEXTS}).json()
+        multi = wire.post("/v1/multi-vector", {"input": TEXTS}).json()["data"]
+        special = {judge.tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "</s>", "<pad>", "<unk>")}
+        for text, weights, vectors in zip(TEXTS, sparse, multi, strict=True):
+            ids, states = judge.tokens(text)
+            found: dict[int, float] = {}
+            for token, weight in zip(ids, judge.layers["sparse_linear.pt"](states).relu()[:, 0].tolist(), strict=True):
+                if token not in special and weight > 0:
+                    found[token] = max(weight, found.get(token, 0))
+            assert [entry["index"] for entry in weights] == sorted(found)
+            close([entry["value"] for entry in weights], [found[token] for token in sorted(found)], 1e-4)
+            rows = judge.layers["colbert_linear.pt"](states[1:]).numpy()
+            close(vectors["embeddings"], rows / np.linalg.norm(rows, axis=1, keepdims=True), 1e-5)
+        assert sum(map(len, sparse)) > 10
+
+
 @pytest.mark.parametrize("name", [name for name in of("embed") if judged_twice(name)])
 def test_the_judge_agrees_with_sentence_transformers(name: str, tmp_path: Path) -> None:
     """Pooling, prompts and limits as the folder's own files say them, read by their own library."""

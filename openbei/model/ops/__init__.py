@@ -82,8 +82,11 @@ class Ops(Protocol[X]):
         """norm(x), statistics in float32: (T, C), or (T, H*D) by heads of D where the weight is (D,)."""
         ...
 
-    def rope(self, x: X, num_heads: int, local: bool) -> X:
-        """Half-split rotary positions on (T, heads*D), by the cos and sin of full or local layers (Su et al. 2021)."""
+    def rope(self, x: X, num_heads: int, local: bool, keys: bool = False) -> X:
+        """Half-split rotary positions on (T, heads*D), by the cos and sin of full or local layers (Su et al. 2021).
+
+        keys: x is attention's keys, not its queries, which a backend may lay out otherwise.
+        """
         ...
 
     def attention(self, q: X, k: X, v: X, how: Attention) -> X:

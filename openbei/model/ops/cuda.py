@@ -118,7 +118,7 @@ class CudaOps:
             x.plain, x.addend = normed.x, None
         return Rows(normed.plain, normed.quantized)
 
-    def rope(self, x: Rows, num_heads: int, local: bool) -> Rows:
+    def rope(self, x: Rows, num_heads: int, local: bool, keys: bool = False) -> Rows:
         """(T, heads*D), to be turned by the token's angles."""
         return replace(x, rope=(self.spec.local_rope if local else None) or self.spec.rope)
 

@@ -82,13 +82,16 @@ class OpenVinoOps:
             y = op.add(y, _constant(norm.bias))
         return op.reshape(y, np.array([0, _width(x)]), True) if by_heads else y
 
-    def rope(self, x: ov.Node, num_heads: int, local: bool) -> ov.Node:
+    def rope(self, x: ov.Node, num_heads: int, local: bool, keys: bool = False) -> ov.Node:
         """(T, heads*D), turned in the grid, where attention wants it: (B, heads, S, D).
 
         OpenVINO makes one kernel of these nodes, the transposition too, if they are just so: a concat along axis -1.
         """
-        prefix = "local_" if local and self.spec.local_rope is not None else ""
-        x = self._to_grid(x, num_heads)
+        grid, prefix = "grid", ""
+        if local:
+            grid = "keys" if keys else "queries"
+            prefix = f"{grid}_"
+        x = self._to_grid(x, num_heads, grid)
         half = self.spec.head_dim // 2
         first, second = op.variadic_split(x, np.int64(3), np.array([half, half])).outputs()
         turned = op.concat([op.multiply(second, np.float32(-1)), first], -1)
@@ -96,8 +99,9 @@ class OpenVinoOps:
 
     def attention(self, q: ov.Node, k: ov.Node, v: ov.Node, how: Attention) -> ov.Node:
         """(T, H*D), through the grid."""
-        q_grid = self._to_grid(q, how.num_heads)
-        k_grid, v_grid = (_repeated(self._to_grid(x, how.num_kv_heads), how) for x in (k, v))
+        queries, keys, cells = ("grid", "grid", "cells") if how.window is None else ("queries", "keys", "query_cells")
+        q_grid = self._to_grid(q, how.num_heads, queries)
+        k_grid, v_grid = (_repeated(self._to_grid(x, how.num_kv_heads, keys), how) for x in (k, v))
         attend = self._fused
         if how.softcap is not None:
             attend = self._capped
@@ -106,7 +110,7 @@ class OpenVinoOps:
         attended = attend(q_grid, k_grid, v_grid, how)
         width = how.num_heads * self.spec.head_dim
         rows = op.reshape(op.transpose(attended, np.array([0, 2, 1, 3])), np.array([-1, width]), False)
-        return op.gather(rows, self._input("cells"), FIRST_AXIS)
+        return op.gather(rows, self._input(cells), FIRST_AXIS)
 
     def pool(self, x: ov.Node, kind: Pooling) -> ov.Node:
         """(T, C) -> (B, C)."""
@@ -123,11 +127,11 @@ class OpenVinoOps:
         self.last_product = LastProduct(linear, kind, num_logs)
         return x
 
-    def _to_grid(self, x: ov.Node, num_heads: int) -> ov.Node:
-        """(T, heads*D) -> (B, heads, S, D); rope has put there what it turned."""
+    def _to_grid(self, x: ov.Node, num_heads: int, grid: str) -> ov.Node:
+        """(T, heads*D) -> (B, heads, S, D), or a local layer's blocks; rope has put there what it turned."""
         if x.get_output_partial_shape(0).rank.get_length() == 4:
             return x
-        padded = op.gather(x, self._input("grid"), FIRST_AXIS)
+        padded = op.gather(x, self._input(grid), FIRST_AXIS)
         heads = op.reshape(padded, np.array([0, 0, num_heads, self.spec.head_dim]), True)
         return op.transpose(heads, np.array([0, 2, 1, 3]))
 
@@ -171,14 +175,23 @@ class OpenVinoOps:
         """What is added to the scores, (B or 1, H or 1, S or 1, S); one node for all layers that attend alike."""
         key = replace(how, bias=None)
         if key not in self._masks:
-            parts = [self._input("mask")] if not how.causal else []
-            if how.causal or how.window is not None:
-                parts.append(self._input("hidden" if how.window is None else "hidden_local"))
+            parts = [self._input("hidden" if how.causal else "mask")] if how.window is None else [self._outside(how)]
             if how.bias is not None:
                 by_pair = op.gather(_constant(how.bias), self._input("distances"), np.int64(1))
                 parts.append(op.unsqueeze(by_pair, FIRST_AXIS))
             self._masks[key] = functools.reduce(op.add, parts)
         return self._masks[key]
+
+    def _outside(self, how: Attention) -> ov.Node:
+        """-1e30 where a key of a block is outside of a query's window, else 0: (N, 1, c, k), as positions.visible."""
+        assert how.window is not None
+        query = op.unsqueeze(self._input("query_positions"), np.int64(2))
+        ahead = op.subtract(op.unsqueeze(self._input("key_positions"), np.int64(1)), query)
+        if how.causal:
+            outside = op.logical_or(op.greater(ahead, np.int32(0)), op.less_equal(ahead, np.int32(-how.window)))
+        else:
+            outside = op.greater(op.abs(ahead), np.int32(how.window // 2))
+        return op.unsqueeze(op.select(outside, MASKED, np.float32(0)), np.int64(1))
 
     def _input(self, name: str) -> ov.Node:
         if name not in self.inputs:

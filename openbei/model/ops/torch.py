@@ -73,7 +73,7 @@ class TorchOps:
             return F.rms_norm(heads, weight.shape, weight, spec.eps).reshape(x.shape)
         return F.layer_norm(heads, weight.shape, weight, bias, spec.eps).reshape(x.shape)
 
-    def rope(self, x: Tensor, num_heads: int, local: bool) -> Tensor:
+    def rope(self, x: Tensor, num_heads: int, local: bool, keys: bool = False) -> Tensor:
         """(T, heads*D), both halves turned by the token's angles."""
         rope = (self.spec.local_rope if local else None) or self.spec.rope
         assert rope is not None
