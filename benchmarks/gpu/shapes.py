@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbei.model.ops.cuda_weights import attends_in_fp8
 from openbei.model.spec import (
     Array,
     Embedding,
@@ -25,6 +24,7 @@ from openbei.model.spec import (
     Weights,
     num_parameters,
 )
+from openbei.model.stored import attends_in_fp8
 
 STANDARD_DEVIATION = 0.02
 

@@ -90,9 +90,8 @@ class CudaExecutor:
         if num_tracks is None:
             num_tracks = 2 if num_parameters(model) < SMALL_MODEL else 1
         tracks = [self._make_track() for _ in range(num_tracks)]
-        self._slots: PriorityQueue[tuple[int, int, Slot]] = (
-            PriorityQueue()
-        )  # a second batch only where all have a first
+        # A track's second slot is taken only when each track's first is.
+        self._slots: PriorityQueue[tuple[int, int, Slot]] = PriorityQueue()
         for place in range(IN_FLIGHT):
             for number, track in enumerate(tracks):
                 self._slots.put((place, number, self._make_slot(track)))
