@@ -4,6 +4,7 @@ python -m openbei.server.child NAME FD is what such a process is started as; NAM
 process that started it is gone, however it went, it ends at once. Owns the pipe; never knows what the function does.
 """
 
+import gc
 import os
 import signal
 import subprocess
@@ -64,8 +65,15 @@ def follow(pipe: "Connection[Any, Any]", on_message: Callable[[Any], Any]) -> No
     threading.Thread(target=hear, name="pipe", daemon=True).start()
 
 
+def started() -> None:
+    """In a child: it is ready. What was made so far is kept, so Python's garbage collector need not look through it."""
+    gc.freeze()
+    gc.enable()
+
+
 def main() -> None:
-    """The new process: run what the pipe says."""
+    """The new process: run what the pipe says, without collecting garbage until it says that it has started."""
+    gc.disable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe: Connection[Any, Any] = Connection(int(sys.argv[2]))
     function, args = pipe.recv()

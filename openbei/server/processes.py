@@ -21,7 +21,7 @@ from openbei.config import EngineConfig, ServerConfig
 from openbei.engine.budget import Need
 from openbei.engine.request import EngineInfo
 from openbei.errors import OpenBeiError, RequestError
-from openbei.server.child import follow
+from openbei.server.child import follow, started
 
 if TYPE_CHECKING:
     from openbei.engine.executor import Executor
@@ -201,6 +201,7 @@ def run_engine(pipe: "Connection[Any, Any]", plan: Plan, board: Path, path: Path
     except (OpenBeiError, OSError) as error:
         pipe.send(error)
         return
+    started()
     pipe.send(EngineAt(path, served, plan.describe(checkpoint, plan.engine, served.info), board))
     loop.run_forever()
     core.close()
@@ -235,6 +236,7 @@ def run_frontend(pipe: "Connection[Any, Any]", plan: Plan, place: Place) -> None
     def on_ready() -> None:
         loop = asyncio.get_running_loop()
         follow(pipe, lambda message: asyncio.run_coroutine_threadsafe(models.hear(message), loop))
+        started()
         pipe.send(None)
         say_so(loop)
 

@@ -33,6 +33,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[test_fro
         served = test_frontends.Served(tmp_path)
     yield served
     served.kill_all()
+    served.process.communicate()
     served.pool.shutdown()
 
 
