@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from openbei.server.app import DEFAULT_ROUTES
 from tests.server.conditions import ADMIN, CONDITIONS, ROWS, ask, tei_answer
 from tests.server.fakes import FakeEngine
 from tests.server.wire import Wire
@@ -24,7 +25,8 @@ Unknown fields are ignored, and null means the default. A request succeeds whole
 ## Routes
 
 "Key": asks for the API key where one is set. "Models": which kinds answer; others are refused with 424. A classifier of
-one label, such as a reward model, answers where rerankers do.
+one label, such as a reward model, answers where rerankers do; an embedding model with layers for it (bge-m3) on
+`/embed_sparse` and `/v1/multi-vector`; a sparse one (SPLADE) on `/embed` too, with `normalize` false.
 
 {routes}
 
@@ -55,8 +57,8 @@ Every route also answers behind a prefix, once, so that a client of BEI changes 
 |---|---|
 {gateway}
 
-`ENV` and `ID` are one part of a path. `DEFAULT` is `--default-route`; if that is not set, `/v1/embeddings` of an
-embedding model, `/predict` of a classifier, `/rerank` of a reranker and `/predict_tokens` of a token classifier.
+`ENV` and `ID` are one part of a path. `DEFAULT` is `--default-route`; if that is not set, by the kind of model:
+{defaults}.
 
 ## Forms of an answer
 
@@ -142,7 +144,7 @@ GATEWAY = (
     ),
 )
 
-KINDS = ("embedding", "classifier", "reranker", "token_classifier")
+KINDS = ("embedding", "sparse", "multi_vector", "classifier", "reranker", "token_classifier")
 DIALECTS = {"tei": "/embed", "openai": "/v1/embeddings", "cohere": "/v2/embed"}
 NAMES = {"tei": "TEI, BEI", "openai": "OpenAI", "cohere": "Cohere, Jina"}
 
@@ -156,6 +158,7 @@ def api_page() -> str:
         return HEAD.format(
             routes=_routes(),
             gateway="\n".join(f"| {asked} | {served} |" for asked, served in GATEWAY),
+            defaults=", ".join(f"{kind.replace('_', ' ')} `{route}`" for kind, route in DEFAULT_ROUTES.items()),
             bodies="\n".join(_body(dialect) for dialect in DIALECTS),
             conditions="\n".join(_condition(name) for name in CONDITIONS),
             matrix=_matrix(),
