@@ -20,6 +20,7 @@ CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384  # batches that the engine forms
 DEFAULT_NUM_TOKENS = {"encoder": 16384, "encoder_bert": 8192}
 SCHEMES = {"hf": "", "gcs": "gs://", "gs": "gs://", "s3": "s3://", "azure": "azure://", "https": "https://"}
 RESERVED = ("PORT", "HOSTNAME")
+LOADERS = ("LD_", "PYTHON", "PATH")
 IMAGE = "text-embeddings-inference"
 
 
@@ -123,7 +124,7 @@ def _read_environment(draft: _Draft) -> None:
         if name in RESERVED:
             draft.findings.remarks.append(f"environment_variables.{name} is left out: Truss sets it itself")
         else:
-            draft.environment[str(name)] = text
+            _set_variable(draft, f"environment_variables.{name}", str(name), text)
     runtime = draft.section("runtime")
     if runtime.get("enable_debug_logs"):
         draft.environment.setdefault("LOG_LEVEL", "debug")
@@ -135,6 +136,12 @@ def _read_environment(draft: _Draft) -> None:
         draft.findings.remarks.append(f"resources.accelerator: {accelerator} is not here, the CPU does the work")
     elif accelerator and accelerator.partition(":")[2] not in ("", "1"):
         draft.findings.remarks.append(f"resources.accelerator: of {accelerator} one is used; run one replica per GPU")
+
+
+def _set_variable(draft: _Draft, where: str, name: str, value: str) -> None:
+    if name.startswith(LOADERS):
+        draft.error(f"{where} is refused: it decides which code runs, and a file may not")
+    draft.environment[name] = value
 
 
 def _read_form(draft: _Draft) -> Source:
@@ -222,7 +229,8 @@ def _read_tei(draft: _Draft) -> Source:
         draft.error(f"docker_server.start_command {error}")
         return Source("")
     given = list(start.arguments)
-    draft.environment |= start.environment
+    for name, value in start.environment.items():
+        _set_variable(draft, f"docker_server.start_command: {name}", name, value)
     _check_port(draft, take(given, "--port", "-p"))
     source = _local_model(draft, start, given)
     if source is None:

@@ -27,8 +27,8 @@ class Bucket:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except ImportError as error:
-            extra = f"'openbei[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "what fsspec names"
-            raise ModelNotFound(f"{scheme}:// needs a package: pip install {extra} ({error})") from error
+            how = f": pip install 'openbei[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
+            raise ModelNotFound(f"{scheme}:// needs a package{how} ({error})") from error
         except ValueError as error:
             raise ModelNotFound(f"{self.shown} is no address that fsspec knows: {error}") from error
 
