@@ -29,7 +29,7 @@ TEXTS = (
     "Größe: 3½ café, naïve - 東京の天気は晴れです 🙂",
 )
 PAIRS = (("colour of the sky", TEXTS[0]), ("Wetter in Tokio", TEXTS[1]))
-KEPT_VALUES = 4096  # of an output with a row a token: so many rows as have so many values, two at least
+KEPT_VALUES = 1024  # of an output with a row a token: so many rows as have so many values, two at least
 
 # How far the rows of a text may be from those in float32, as a share of their length. At most measured, on MiniLM and
 # tiny random models of every family and every output: float32 4e-6, float16 0.016, bfloat16 0.095, fp8 0.67, each of a

@@ -23,6 +23,7 @@ DEPLOYMENT = "config.yaml"  # of the deployment that an artifact was built of; b
 FORMAT = "openbei artifact 2"
 SMALL_BYTES = 32_000_000  # smaller files are hashed at every start: 0.03 s each at most
 _CHUNK_BYTES = 1 << 20
+_SUM = b'"sum": "%s"'
 
 OnBytes = Callable[[int], None]  # told how many more bytes are done
 
@@ -54,7 +55,7 @@ class Manifest:
     """The facts of an artifact. source, revision: where it was fetched, and the commit or the state of it then.
 
     dtype, pooling: what serves it where the command line does not say. model: what was understood of it, for people.
-    files: by path in the folder, "/" between. sum: sha256 of all the rest, so that a changed manifest is noticed.
+    files: by path in the folder, "/" between. sum: sha256 of the file without it, so that changes are noticed.
     """
 
     format: str = FORMAT
@@ -94,15 +95,16 @@ def parse_manifest(data: bytes, shown: str) -> Manifest:
         raise ModelError(f"{shown} is not an openbei manifest: {error}; build the artifact again") from error
     if manifest.format != FORMAT:
         raise ModelError(f"{shown} has format {manifest.format!r}; this openbei reads {FORMAT!r}: build it again")
-    if manifest.sum != _sum(manifest):
+    if manifest.sum != hashlib.sha256(data.replace(_SUM % manifest.sum.encode(), _SUM % b"")).hexdigest():
         raise ModelError(f"{shown} was changed after it was written: build the artifact again")
     return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json, with its sum."""
-    whole = replace(manifest, sum=_sum(manifest))
-    (folder / NAME).write_bytes(orjson.dumps(asdict(whole), option=orjson.OPT_INDENT_2))
+    data = orjson.dumps(asdict(replace(manifest, sum="")), option=orjson.OPT_INDENT_2)
+    digest = hashlib.sha256(data).hexdigest().encode()
+    (folder / NAME).write_bytes(data.replace(_SUM % b"", _SUM % digest))
 
 
 def check_files(folder: Path, manifest: Manifest, *, full: bool, on_bytes: OnBytes = lambda _: None) -> None:
@@ -144,10 +146,6 @@ def sha256_of(path: Path, on_bytes: OnBytes = lambda _: None) -> str:
 
 def _damaged(folder: Path, what: str) -> WeightsError:
     return WeightsError(f"the artifact {folder} is damaged: {what}; build or copy it again")
-
-
-def _sum(manifest: Manifest) -> str:
-    return _digest({name: value for name, value in asdict(manifest).items() if name != "sum"})
 
 
 def _digest(value: Any) -> str:

@@ -256,13 +256,11 @@ def test_a_large_file_is_hashed_only_if_that_is_asked_for(
 def test_a_flipped_bit_in_the_manifest_is_found_wherever_it_is(folder: Path, tmp_path: Path) -> None:
     make(folder, tmp_path / "out")
     path = tmp_path / "out" / NAME
-    whole, expected = path.read_bytes(), read_manifest(tmp_path / "out")
+    whole = path.read_bytes()
     for position in range(0, len(whole), 7):
         _flip(path, position)
-        try:
-            assert read_manifest(tmp_path / "out") == expected  # a space between values says nothing
-        except ModelError as error:
-            assert "manifest" in str(error)  # noqa: PT017 - either outcome is right
+        with pytest.raises(ModelError, match="manifest"):
+            read_manifest(tmp_path / "out")
         path.write_bytes(whole)
 
 
