@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -135,9 +136,11 @@ def as_answer(error: Exception) -> RequestError:
 
 
 def give_memory_back() -> None:
-    """What was freed goes back to the system, also what the C library keeps for later (glibc's malloc_trim)."""
+    """What was freed goes back to the system, also what the C library (glibc's malloc_trim) and PyTorch keep."""
     gc.unfreeze()  # what was there when the server began to serve may be garbage now
     gc.collect()
     gc.freeze()
+    if machine := sys.modules.get("openbei.engine.machine"):  # that is, if a GPU computes
+        machine.give_back_cached()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

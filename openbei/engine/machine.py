@@ -78,6 +78,12 @@ class CudaMachine:
         return int(torch.cuda.mem_get_info(self.location)[0])
 
 
+def give_back_cached() -> None:
+    """What PyTorch keeps of the device in reserve is free for others."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 class CudaStream:
     """A CUDA stream and the memory pool that its graphs share: they never run at the same time.
 
