@@ -80,7 +80,7 @@ class CudaMachine:
 
 def give_back_cached() -> None:
     """What PyTorch keeps of the device in reserve is free for others."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 
