@@ -126,7 +126,9 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
     typed: Typed = ctx.meta[META]
 
     def configure(model: str, name: str | None, revision: str | None) -> EngineConfig:
-        return want_later(typed, config, model, name, revision)
+        wanted = want_later(typed, config, model, name, revision)
+        _note_artifact(wanted.model_id)
+        return wanted
 
     from openbei import logs
 
