@@ -45,9 +45,12 @@ One model alone answers to any name.
 `POST /models/load {{"model": MODEL, "name": NAME}}` and `POST /models/unload {{"model": NAME}}` exist where a key is
 set, and ask for it. MODEL is what `bei serve` takes; it is read by the server, with the rights and the hub token of its
 process, and with the flags it was started with. So whoever has the key can have any folder of the server that is a
-model served, and learns whether a path is there; no file's content is answered, and no code of a model is run but its
-chat template, in a sandbox. Loading is answered when the model answers, unloading when its last request is answered and
-its memory is free. Nothing is unloaded by itself, and the last model stays.
+model served, any model of the hub fetched to its disk, and learns whether a path is there; no file's content is
+answered, and no code of a model is run but its chat template, in a sandbox. Loading is answered when the model answers,
+unloading when its last request is answered and its memory is free; a client that hangs up stops neither. Nothing is
+unloaded by itself, and the last model stays. A model whose weights do not fit is refused before it is loaded:
+`--max-model-bytes` limits them all together, each parameter in the precision that is computed in; where that is not
+set, a model is refused that the free memory cannot hold.
 
 ## Paths of BEI's gateway
 

@@ -47,7 +47,8 @@ METRICS_HEAD = """# Metrics
 *Made by `make docs` from the code; do not edit.*
 
 `GET /metrics` answers in Prometheus' text format. Names are TEI's, so its dashboards work; durations are in seconds,
-lengths in tokens.
+lengths in tokens. Where a server has several models, each series has the label `model` too, with the served name; a
+model that is unloaded takes its series along.
 
 | name | type | labels | meaning |
 |---|---|---|---|

@@ -47,6 +47,7 @@ class LocalCore:
         clock: Clock = time.monotonic,
     ) -> None:
         self._spec, self._metrics, self._clock = checkpoint.model.spec, metrics, clock
+        self._name = config.served_model_name or checkpoint.model_id
         labels = checkpoint.labels
         self._of_words = checkpoint.model.num_logs > 0
         self._by_token: set[Output] = {"states", "weights", "multi"}
@@ -190,7 +191,7 @@ class LocalCore:
             self._count_waiting()
             self.admission.set_down(True)
             self._changed.notify_all()
-        log.error("a batch has taken over %g s: the device hangs", self.device.patience_s)
+        log.error("%s: a batch has taken over %g s: the device hangs", self._name, self.device.patience_s)
         for job in lost:
             job.fail(InferenceFailed(f"inference failed: no answer from the device for {self.device.patience_s:g} s"))
         self.on_hang()
@@ -210,13 +211,13 @@ class LocalCore:
     def _back(self) -> None:
         """A lane is back; if none hangs any more, admit again."""
         if self._hung and not self._late():
-            log.warning("the device answers again")
+            log.warning("%s: the device answers again", self._name)
             self._hung = self._down = False
             self.admission.set_down(False)
 
     def _restart(self, lane: int, error: Exception, encodings: list[Encoding[Job]]) -> None:
         """The executor raised: fail what waits, then make another; the status is "failed" until one stands."""
-        log.error("executor failed: %s; restarting it", error, exc_info=error)
+        log.error("%s: executor failed: %s; restarting it", self._name, error, exc_info=error)
         with self._changed:
             self._running[lane] = math.inf, []  # mending may take longer than any batch
             first, self._down = not self._down, True
@@ -242,7 +243,7 @@ class LocalCore:
                 self._executor = self._make_executor()
                 break
             except Exception:
-                log.exception("the executor did not start; trying again")
+                log.exception("%s: the executor did not start; trying again", self._name)
         with self._changed:
             self._down = False
             self.admission.set_down(False)
