@@ -50,10 +50,21 @@ def test_the_gpu_benchmark_runs_tiny_on_a_cpu() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    parts = ("copy", "checks", "compiling", "forward", "products", "attention", "server", "sentence-transformers")
+    parts = (
+        "facts",
+        "copy",
+        "checks",
+        "compiling",
+        "forward",
+        "products",
+        "attention",
+        "server",
+        "sentence-transformers",
+    )
     assert {name: result[name]["error"] for name in parts} == dict.fromkeys(parts, "")
     assert all(result[name]["rows"] for name in parts)
     assert not [row for name in parts for row in result[name]["rows"] if "error" in row]
+    assert result["facts"]["rows"][-1]["right"]
     assert result["checks"]["rows"][-1]["exit"] == 0
     ways = {row["way"] for row in result["forward"]["rows"]}
     assert ways == {"bf16", "bf16 own", "fp8", "fp8 own"}

@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --small --device cpu  # all of it, tiny and without a GPU: does it work at all?
 
 The parts, and how long each should take on an H100 with 16 cores (computed, none of it was timed on one):
-  copy                    2 s     memory to memory
+  facts, copy             10 s    versions, a compiler for Triton's launchers, one kernel; memory to memory
   checks                  3 min   every kernel and family against its plain twin: the tests marked cuda
   compiling               1 min   the 150 kernels of the parts that follow, by many processes at once
   forward                 2 min   whole models at real size with random weights: one request, full batches
@@ -49,7 +49,8 @@ TESTS = ("tests/model/kernels", "tests/model/test_cuda.py", "tests/engine/test_c
 
 def checks(_: Machine, tiny: bool) -> Iterator[Row]:
     """The tests that need a device, in processes of their own -> those that failed, and how many there were."""
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-W", "default", *TESTS]
+    tests = TESTS[-1:] if tiny else TESTS
+    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-W", "default", *tests]
     command += ["-v", "--tb=short", "--maxfail=40", "-o", "addopts="]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(min(12, os.cpu_count() or 1))]  # each compiles its kernels, which is most of the time
@@ -74,6 +75,7 @@ def checks(_: Machine, tiny: bool) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[Machine, bool], Iterator[Row]]] = {
+    "facts": ceilings.facts,
     "copy": ceilings.copy,
     "checks": checks,
     "compiling": compiling.compiled,

@@ -1,7 +1,12 @@
 """What the device and its libraries reach: memory, products in 16 and 8 bit, attention. The rest is held against it."""
 
+import shutil
+import sysconfig
+import time
 from collections.abc import Iterator
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +37,26 @@ PRODUCTS = {  # name: (N, K)
 ROWS = (32, 128, 512, 2048, 8192)
 ATTENTIONS = ((32, 12, 12, 128), (64, 16, 16, 128), (64, 16, 16, 512), (128, 32, 8, 512), (128, 32, 8, 2048))
 ATTENDED_TOKENS = 8192
+
+
+def facts(machine: Machine, _: bool) -> Iterator[Row]:
+    """What the rest needs: versions, what Triton builds its launchers with, one kernel recorded and replayed."""
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    row: Row = {"what": machine.name, "capability": str(machine.capability), "free GB": machine.free_bytes() / GIGA}
+    row |= {"torch": torch.__version__, "CUDA": str(torch.version.cuda), "triton": version("triton")}
+    yield row | {"C compiler": str(shutil.which("gcc") or shutil.which("clang")), "Python.h": headers.exists()}
+    x = torch.full((4, 64), 448.0, device=machine.location, dtype=torch.bfloat16)
+    stream, begin_s = machine.stream(), time.perf_counter()
+    replay, scale = stream.record(lambda: quantize_rows(x).scale)
+    with stream.use():
+        x.fill_(896.0)
+        replay()
+    stream.mark()()
+    yield {
+        "what": "a kernel, recorded and replayed",
+        "s": time.perf_counter() - begin_s,
+        "right": scale.tolist() == [2] * 4,
+    }
 
 
 def copy(machine: Machine, tiny: bool) -> Iterator[Row]:
