@@ -164,6 +164,9 @@ def test_ten_megabytes_are_cut_before_they_are_tokenised() -> None:
     assert ids(tokenizer, text, truncation=CUT_RIGHT) == ids(tokenizer, text[: 250 * 256], truncation=CUT_RIGHT)
     assert len(ids(tokenizer, text, truncation=CUT_LEFT)[0]) == 256
     assert len(ids(tokenizer, Pair("word", text), truncation=CUT_LEFT)[0]) == 256
+    ends = "red " + text + " blue"
+    assert ids(tokenizer, ends, truncation=CUT_LEFT) == ids(tokenizer, ends[-250 * 256 :], truncation=CUT_LEFT)
+    assert ids(tokenizer, ends, truncation=CUT_LEFT)[0][-2] == ids(tokenizer, "blue")[0][1]
     for item in (text, Pair("word", text)):
         with pytest.raises(TooLong, match="10000000 characters > maximum of 64000"):
             ids(tokenizer, item)
