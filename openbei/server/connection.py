@@ -1,4 +1,5 @@
-"""uvicorn's reader of HTTP, made impatient: a head that dawdles is answered 408, and what is no HTTP in JSON.
+"""uvicorn's reader of HTTP, made impatient: a head that dawdles is answered 408, one that never ends 413, and what is
+no HTTP in JSON.
 
 Owns a connection until a request's head is whole; never touches bodies, routes or answers after that.
 """
@@ -9,11 +10,12 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from openbei.errors import ANSWERS, MalformedBody, RequestError, TooSlow
+from openbei.errors import ANSWERS, MalformedBody, PayloadTooLarge, RequestError, TooSlow
 from openbei.server.negotiate import to_json
 from openbei.wire.tei import TEIError
 
-REASONS = {400: b"Bad Request", 408: b"Request Timeout"}
+REASONS = {400: b"Bad Request", 408: b"Request Timeout", 413: b"Request Entity Too Large"}
+MAX_HEAD_BYTES = 65_536  # a head is kept whole until it ends, before anybody is asked for a key
 
 
 class Connection(HttpToolsProtocol):
@@ -23,6 +25,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **options)
         self.read_timeout_ms = read_timeout_ms
         self.head_timer: asyncio.TimerHandle | None = None
+        self.num_head_bytes = 0
+        self.deaf = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client that says nothing at all may do so for as long as one that is between two requests."""
@@ -34,11 +38,25 @@ class Connection(HttpToolsProtocol):
         self.stop_timer()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """asyncio's hook. A head is looked at when some of it has come and more is to come."""
+        if self.deaf:
+            return
+        super().data_received(data)
+        if self.head_timer is None:
+            return
+        self.num_head_bytes += len(data)
+        if self.num_head_bytes > MAX_HEAD_BYTES:
+            self.stop_timer()
+            self.give_up(PayloadTooLarge(f"the head of the request has more than {MAX_HEAD_BYTES} bytes"))
+
     def on_message_begin(self) -> None:
         """httptools' hook: the first byte of a head."""
         super().on_message_begin()
         self.stop_timer()
-        self.head_timer = self.loop.call_later(self.read_timeout_ms / 1000, self.give_up)
+        late = TooSlow(f"the head of the request did not come in within {self.read_timeout_ms} ms")
+        self.head_timer = self.loop.call_later(self.read_timeout_ms / 1000, self.give_up, late)
+        self.num_head_bytes = 0
 
     def on_headers_complete(self) -> None:
         """httptools' hook."""
@@ -51,12 +69,13 @@ class Connection(HttpToolsProtocol):
             self.head_timer.cancel()
             self.head_timer = None
 
-    def give_up(self) -> None:
-        """Answer 408; behind a request that is still being answered, just stop reading."""
+    def give_up(self, error: RequestError) -> None:
+        """Answer an error; behind a request that is still being answered, listen to nothing but its end."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
+            self.deaf = True
         else:
-            self.refuse(TooSlow(f"the head of the request did not come in within {self.read_timeout_ms} ms"))
+            self.refuse(error)
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's hook for what is no HTTP."""

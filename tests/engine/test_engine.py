@@ -116,6 +116,16 @@ def test_a_backlog_runs_on_all_lanes_at_once(make: Make) -> None:
     assert future.result(WAIT_S).rows[:, 1].tolist() == [9, 9, 8]
 
 
+def test_the_last_of_a_backlog_leaves_the_device_to_those_that_still_run(make: Make) -> None:
+    house = make(num_lanes=2, lane_tokens=10)
+    future = submit(house, words(9), words(8))
+    runs = [house.next_run(), house.next_run()]
+    assert not any(run.alone for run in runs)
+    for run in runs:
+        run.finish()
+    future.result(WAIT_S)
+
+
 def test_lanes_of_an_undivided_device_always_overlap_and_none_is_alone(make: Make) -> None:
     house = make(num_lanes=2, divided=False)
     submit(house, words(3))

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -29,6 +30,50 @@ PAIRS = [
     Pair("北京 ☃", " 🦊 fox" * 7),
     Pair("", "fox " * 30),
 ]
+AWKWARD = [
+    *(
+        "a",
+        "the",
+        " ",
+        " ",
+        "\n",
+        "\t",
+        "\r\n",
+        "é",
+        "e\u0301",
+        "ß",
+        "İ",
+        "ı",
+        "Ⅷ",
+        "½",
+        "-",
+        "'s",
+        "...",
+        "##ing",
+        "12345",
+        "@#",
+    ),
+    *(
+        "日本",
+        "한국",
+        "😀",
+        "👩\u200d👩\u200d👧\u200d👦",
+        "שלום",
+        "مرحبا",
+        "ﷺ",
+        "▁",
+        "Ġ",
+        "[MASK]",
+        "[SEP]",
+        "<s>",
+        "</s>",
+    ),
+    *("\u200b", "\u202e", "\u0000", "\ufffd", "\u00ad", "\u0300", "\U0010ffff", "\ufeff"),
+]
+RANDOM = Random(7)
+for _ in range(12):  # scripts, joiners, marks of direction and special tokens, in any order
+    TEXTS.append("".join(RANDOM.choices(AWKWARD, k=30)))
+    PAIRS.append(Pair(TEXTS[-1][: RANDOM.randrange(60)], TEXTS[-1]))
 LIMITS = [5, 8, 9, 17, 10_000]
 REFUSE, CUT_RIGHT, CUT_LEFT = Truncation(False), Truncation(True), Truncation(True, "left")
 MANY = 512
@@ -164,6 +209,9 @@ def test_ten_megabytes_are_cut_before_they_are_tokenised() -> None:
     assert ids(tokenizer, text, truncation=CUT_RIGHT) == ids(tokenizer, text[: 250 * 256], truncation=CUT_RIGHT)
     assert len(ids(tokenizer, text, truncation=CUT_LEFT)[0]) == 256
     assert len(ids(tokenizer, Pair("word", text), truncation=CUT_LEFT)[0]) == 256
+    ends = "red " + text + " blue"
+    assert ids(tokenizer, ends, truncation=CUT_LEFT) == ids(tokenizer, ends[-250 * 256 :], truncation=CUT_LEFT)
+    assert ids(tokenizer, ends, truncation=CUT_LEFT)[0][-2] == ids(tokenizer, "blue")[0][1]
     for item in (text, Pair("word", text)):
         with pytest.raises(TooLong, match="10000000 characters > maximum of 64000"):
             ids(tokenizer, item)

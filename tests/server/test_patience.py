@@ -1,6 +1,7 @@
 """Clients that dawdle, on real sockets; who may wait; and when to come again."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -102,6 +103,33 @@ def test_a_second_head_that_dawdles_does_not_take_the_first_answer_away(engine: 
     engine.release()
     status, headers, _ = answer_of(client)
     assert (status, headers["connection"]) == (200, "close")
+
+
+@pytest.mark.parametrize("start", [b"", b"first"])
+def test_a_head_without_end_is_not_kept(engine: FakeEngine, start: bytes) -> None:
+    """Alone, and behind a request that is still being answered, which it takes nothing away from."""
+    with running(engine) as (address, _):
+        client = connect(address)
+        if start:
+            engine.hold = True
+            client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+            wait_for(lambda: len(engine.held) == 1)
+        client.sendall(POST + b"x-endless: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2 if start else 1000):
+                client.sendall(b"a" * 65_536)
+        if start:
+            engine.release()
+        status, headers, body = answer_of(client)
+        assert (status, headers["connection"]) == (200 if start else 413, "close")
+        if not start:
+            assert body == (b'{"error":"the head of the request has more than 65536 bytes","error_type":"Validation"}')
+
+
+def test_a_long_head_is_read(engine: FakeEngine) -> None:
+    with running(engine) as (address, _):
+        answer = httpx.post(f"{address}/embed", json={"inputs": "a"}, headers={"cookie": "a" * 60_000})
+        assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\n a: b\r\n\r\n"])
