@@ -35,7 +35,8 @@ def pieces(linear: Linear) -> Iterator[Linear]:
     """A product with many rows -> products of up to PIECE of them each, in order; nothing is copied."""
     for begin in range(0, len(linear.weight), PIECE):
         rows = slice(begin, begin + PIECE)
-        yield Linear(linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+        bias, scale = (None if part is None else part[rows] for part in (linear.bias, linear.scale))
+        yield Linear(linear.weight[rows], bias, scale)
 
 
 @dataclass(frozen=True, slots=True)

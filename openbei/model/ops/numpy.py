@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbei.model import transformer
-from openbei.model.ops import Attention, NormSpec
+from openbei.model.ops import Attention, NormSpec, pieces
 from openbei.model.positions import cos_sin, visible
 from openbei.model.spec import Activation, Array, Batch, Embedding, Linear, Model, ModelSpec, Norm, Output, Pooling
 from openbei.model.stored import row_blocks, weight_of
@@ -84,7 +84,7 @@ class NumpyOps:
         normed: Floats = y if norm.bias is None else y + _wide(norm.bias)
         return normed.reshape(x.shape)
 
-    def rope(self, x: Floats, num_heads: int, local: bool) -> Floats:
+    def rope(self, x: Floats, num_heads: int, local: bool, keys: bool = False) -> Floats:
         """(T, heads*D), both halves turned by the token's angles."""
         rope = (self.spec.local_rope if local else None) or self.spec.rope
         assert rope is not None
@@ -100,9 +100,12 @@ class NumpyOps:
             x.reshape(len(x), how.num_kv_heads, -1).swapaxes(0, 1).repeat(how.num_heads // how.num_kv_heads, axis=0)
             for x in (k, v)
         )
-        return np.concatenate(
-            [_attend(q_heads[:, rows], k_heads[:, rows], v_heads[:, rows], how) for rows in self.rows]
-        )
+        lengths = self.batch.lengths if self.batch.num_keys is None else self.batch.num_keys
+        attended = []
+        for rows, num_keys in zip(self.rows, lengths, strict=True):
+            seen = slice(rows.start, rows.start + num_keys)
+            attended.append(_attend(q_heads[:, rows], k_heads[:, seen], v_heads[:, seen], how))
+        return np.concatenate(attended)
 
     def pool(self, x: Floats, kind: Pooling) -> Floats:
         """(T, C) -> (B, C)."""
@@ -110,7 +113,19 @@ class NumpyOps:
             return np.stack([x[rows].mean(0) for rows in self.rows])
         if kind == "max":
             return np.stack([x[rows].max(0) for rows in self.rows])
+        if kind == "sum":
+            return np.stack([x[rows].sum(0) for rows in self.rows])
         return np.stack([x[rows][0 if kind == "cls" else -1] for rows in self.rows])
+
+    def pool_words(self, x: Floats, linear: Linear, kind: Pooling, num_logs: int) -> Floats:
+        """(T, C) -> (B, V), a piece of the words after another."""
+        pooled = []
+        for piece in pieces(linear):
+            words = self.linear(x, piece)
+            for _ in range(num_logs if kind == "sum" else 0):
+                words = np.log1p(np.maximum(words, 0))
+            pooled.append(self.pool(words, kind))
+        return np.concatenate(pooled, axis=1)
 
 
 def run(model: Model, batch: Batch, output: Output) -> Floats:
