@@ -83,7 +83,6 @@ def test_types_are_told_by_their_last_part_and_run_in_idx_order(tmp_path: Path) 
     [
         (["Transformer", "Pooling", "LayerNorm"], "has a LayerNorm module; supported: Dense, Normalize"),
         (["Transformer", "Pooling", "Dropout"], "Dropout"),
-        (["Router"], "Router"),
         (["StaticEmbedding"], "StaticEmbedding"),
         (["WordEmbeddings", "Pooling"], "WordEmbeddings"),
         (["Transformer"], "orders Transformer; supported: Transformer, Pooling"),

@@ -140,8 +140,8 @@ class CudaOps:
         product, cu_seqlens, pooled = self.weights.products[id(linear)], self.batch.cu_seqlens, []
         for begin in range(0, len(product.weight), PIECE):
             rows = slice(begin, begin + PIECE)
-            bias = None if product.bias is None else product.bias[rows]
-            words = self._multiply(x, replace(product, weight=product.weight[rows], bias=bias))
+            bias, scale = (None if part is None else part[rows] for part in (product.bias, product.scale))
+            words = self._multiply(x, replace(product, weight=product.weight[rows], bias=bias, scale=scale))
             if kind != "sum":
                 pooled.append(pool(words, cu_seqlens, kind))
                 continue

@@ -100,9 +100,12 @@ class NumpyOps:
             x.reshape(len(x), how.num_kv_heads, -1).swapaxes(0, 1).repeat(how.num_heads // how.num_kv_heads, axis=0)
             for x in (k, v)
         )
-        return np.concatenate(
-            [_attend(q_heads[:, rows], k_heads[:, rows], v_heads[:, rows], how) for rows in self.rows]
-        )
+        lengths = self.batch.lengths if self.batch.num_keys is None else self.batch.num_keys
+        attended = []
+        for rows, num_keys in zip(self.rows, lengths, strict=True):
+            seen = slice(rows.start, rows.start + num_keys)
+            attended.append(_attend(q_heads[:, rows], k_heads[:, seen], v_heads[:, seen], how))
+        return np.concatenate(attended)
 
     def pool(self, x: Floats, kind: Pooling) -> Floats:
         """(T, C) -> (B, C)."""
