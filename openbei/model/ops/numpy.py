@@ -84,7 +84,7 @@ class NumpyOps:
         normed: Floats = y if norm.bias is None else y + _wide(norm.bias)
         return normed.reshape(x.shape)
 
-    def rope(self, x: Floats, num_heads: int, local: bool) -> Floats:
+    def rope(self, x: Floats, num_heads: int, local: bool, keys: bool = False) -> Floats:
         """(T, heads*D), both halves turned by the token's angles."""
         rope = (self.spec.local_rope if local else None) or self.spec.rope
         assert rope is not None
