@@ -236,8 +236,7 @@ def _read_tei(draft: _Draft) -> Source:
     if source is None:
         return Source("")
     _read_batch_tokens(draft, given)
-    if served := draft.tree.get("model_name"):
-        draft.set("--served-model-name", served)
+    draft.set("--served-model-name", draft.tree.get("model_name") or None)
     _set_route(draft, docker.get("predict_endpoint"))
     draft.set("--port", docker.get("server_port"))
     draft.settings += given
