@@ -56,8 +56,6 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
-        if os.getpid() == 1:  # of a container: the kernel ends no such process by SIGTERM, unless it says how
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             with _ended_by(signal.SIGTERM):
                 return super().invoke(ctx)
