@@ -17,7 +17,7 @@ import numpy as np
 
 from openbei.config import EngineConfig
 from openbei.engine.admission import Admission
-from openbei.engine.executor import Executor
+from openbei.engine.executor import RESTART_PAUSES_S, Executor
 from openbei.engine.job import Job
 from openbei.engine.metrics import Metrics
 from openbei.engine.queue import Encoding, Queue
@@ -27,7 +27,6 @@ from openbei.model.spec import Batch, Output, pack
 from openbei.weights.checkpoint import Checkpoint
 
 Clock = Callable[[], float]
-RESTART_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from openbei.model.spec import Batch, Output
 
+RESTART_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # before each attempt to start again what died; then the last
+
 
 @dataclass(frozen=True, slots=True)
 class Device:

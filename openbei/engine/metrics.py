@@ -141,7 +141,7 @@ class Metrics:
         self.predict_count = Counter(cells, "te_predict_count", "Inputs to predict or rerank begun")
         self.predict_success = Counter(cells, "te_predict_success", "Inputs predicted or reranked")
         self.queue_size = Gauge(cells, "te_queue_size", "Inputs waiting")
-        self.queue_tokens = Gauge(cells, "te_queue_tokens", "Tokens of the inputs waiting")
+        self.queue_tokens = Gauge(cells, "openbei_queue_tokens", "Tokens of the inputs waiting")
         self.request_times = durations(
             cells, "te_request", "a request that was answered; of its steps, the mean of its inputs"
         )

@@ -22,6 +22,7 @@ from typing import Any
 from openbei.config import EngineConfig
 from openbei.engine.board import Board
 from openbei.engine.budget import Budget
+from openbei.engine.executor import RESTART_PAUSES_S
 from openbei.engine.loading import Configure, as_answer
 from openbei.engine.models import unknown
 from openbei.errors import (
@@ -54,8 +55,6 @@ from openbei.server.processes import (
     run_engine,
     run_frontend,
 )
-
-RESTART_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 log = logging.getLogger(__name__)
 

@@ -50,6 +50,8 @@ def test_a_driver_without_pytorch_is_told_and_the_cpu_serves(
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     assert gpu_number("auto") is None
     assert "pip install 'openbei[cuda]'" in caplog.text
+    with pytest.raises(ConfigError, match=r"device cuda:1 needs PyTorch, which is not installed: pip install"):
+        gpu_number("cuda:1")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CUDA", "cuda:0 "])

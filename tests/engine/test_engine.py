@@ -250,11 +250,11 @@ def test_waiting_inputs_and_their_tokens_are_told(make: Make) -> None:
     waiting = submit_and_wait(house, words(2), words(3))
     text = house.engine.metrics.render()
     assert b"te_queue_size 2\n" in text
-    assert b"te_queue_tokens 5\n" in text
+    assert b"openbei_queue_tokens 5\n" in text
     blocker.finish()
     house.next_run().finish()
     waiting.result(WAIT_S)
-    assert b"te_queue_tokens 0\n" in house.engine.metrics.render()
+    assert b"openbei_queue_tokens 0\n" in house.engine.metrics.render()
 
 
 def test_cancelled_inputs_never_run(make: Make) -> None:

@@ -57,7 +57,7 @@ def test_names_and_types(metrics: Metrics) -> None:
     kinds = {name: family.type for name, family in families(metrics).items()}
     assert {name for name, kind in kinds.items() if kind == "counter"} == COUNTERS
     assert {name for name, kind in kinds.items() if kind == "histogram"} == HISTOGRAMS
-    assert {name for name, kind in kinds.items() if kind == "gauge"} == {"te_queue_size", "te_queue_tokens"}
+    assert {name for name, kind in kinds.items() if kind == "gauge"} == {"te_queue_size", "openbei_queue_tokens"}
     assert "_total" not in metrics.render().decode()
 
 
