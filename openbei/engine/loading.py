@@ -6,7 +6,6 @@ a thread of its own, so that whoever serves goes on; one executor is started at 
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import sys
@@ -136,11 +135,9 @@ def as_answer(error: Exception) -> RequestError:
 
 
 def give_memory_back() -> None:
-    """What was freed goes back to the system, also what the C library (glibc's malloc_trim) and PyTorch keep."""
+    """What nothing refers to any more goes back to the system at once: engines and their threads form cycles."""
     gc.unfreeze()  # what was there when the server began to serve may be garbage now
     gc.collect()
     gc.freeze()
     if machine := sys.modules.get("openbei.engine.machine"):  # that is, if a GPU computes
         machine.give_back_cached()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
