@@ -20,71 +20,15 @@ It does not mean: quality (the weights are random), or other chips. `floor` is a
 """
 
 import argparse
-import importlib.util
 import json
-import os
-import subprocess
 import sys
-import threading
 import time
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import harness
-import torch
 
-from benchmarks.gpu import ceilings, compiling, forward, rivals, serving
-from benchmarks.gpu.clock import why
-from openbei.engine.machine import CudaMachine, HostMachine, Machine
-
-Row = dict[str, Any]
-CHECKS_S = 300  # then what is left of them is dropped
-OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED")
-lines: list[str] = []  # of pytest
-TESTS = ("tests/model/kernels", "tests/model/test_cuda.py", "tests/engine/test_cuda.py")
-
-
-def checks(_: Machine, tiny: bool) -> Iterator[Row]:
-    """The tests that need a device, in processes of their own -> those that failed, and how many there were."""
-    tests = TESTS[-1:] if tiny else TESTS
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-W", "default", *tests]
-    command += ["-v", "--tb=short", "--maxfail=40", "-o", "addopts="]
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(min(12, os.cpu_count() or 1))]  # each compiles its kernels, which is most of the time
-    if tiny:
-        command.append("--collect-only")
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[2]
-    )
-    limit = threading.Timer(CHECKS_S, process.kill)
-    limit.start()
-    counts: Counter[str] = Counter()
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line)
-        words = [word for word in line.split() if word in OUTCOMES]
-        if words and "::" in line and not line.startswith(OUTCOMES):  # they are named once more at the end
-            counts[words[0]] += 1
-            if words[0] in ("FAILED", "ERROR"):
-                yield {"what": line.strip()[:200]}
-    limit.cancel()
-    yield {"what": lines[-1].strip(), "exit": process.wait(), **counts}
-
-
-PARTS: dict[str, Callable[[Machine, bool], Iterator[Row]]] = {
-    "facts": ceilings.facts,
-    "copy": ceilings.copy,
-    "checks": checks,
-    "compiling": compiling.compiled,
-    "forward": forward.forwards,
-    "products": ceilings.products,
-    "attention": ceilings.attentions,
-    "server": serving.served,
-    "sentence-transformers": rivals.sentence_transformers,
-}
+from benchmarks.gpu.parts import PARTS, Row, run
 
 
 def main() -> int:
@@ -93,11 +37,10 @@ def main() -> int:
     options.add_argument("--small", action="store_true", help="tiny models, few numbers")
     options.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts alone")
     options.add_argument("--minutes", type=float, default=30.0, help="end after about so many")
-    options.add_argument("--out", type=Path, help="a file for the JSON, and beside it one of what pytest says")
+    options.add_argument("--out", type=Path, help="a file for the JSON, written after every row")
     chosen = options.parse_args()
-    machine: Machine = HostMachine() if chosen.device == "cpu" else CudaMachine(int(chosen.device.partition(":")[2]))
     end_s = time.monotonic() + chosen.minutes * 60
-    result: dict[str, Any] = {"benchmark": "gpu", "small": chosen.small, "device": machine.name}
+    result: dict[str, Any] = {"benchmark": "gpu", "small": chosen.small, "device": chosen.device}
     result["machine"] = harness.machine()
     for name in chosen.only:
         if time.monotonic() > end_s:
@@ -105,7 +48,7 @@ def main() -> int:
             continue
         print(f"\n{name}", flush=True)
         result[name] = {"rows": [], "seconds": 0.0, "error": "did not end"}
-        for _ in run(PARTS[name](machine, chosen.small), result[name], end_s):
+        for _ in run(name, chosen, result[name], end_s):
             save(result, chosen.out)
         print(f"\n{table(result[name]['rows'])}\n{result[name]['seconds']} s {result[name]['error']}", flush=True)
     if chosen.out is None:
@@ -113,32 +56,10 @@ def main() -> int:
     return int(any(part.get("error") for name, part in result.items() if name in PARTS))
 
 
-def run(part: Iterator[Row], into: dict[str, Any], end_s: float) -> Iterator[None]:
-    """A part's rows into its result, one by one; what ended it, if anything but its end did."""
-    begin_s = time.monotonic()
-    try:
-        for row in part:
-            into["rows"].append(row)
-            into["seconds"] = round(time.monotonic() - begin_s, 1)
-            print("!" if "error" in row else ".", end="", flush=True)
-            yield
-            if time.monotonic() > end_s:
-                into["error"] = "cut: the minutes are over"
-                return
-        into["error"] = ""
-    except Exception:
-        traceback.print_exc()
-        into["error"] = why()
-    finally:
-        into["seconds"] = round(time.monotonic() - begin_s, 1)
-    yield
-
-
 def save(result: dict[str, Any], out: Path | None) -> None:
     """What is known so far into the file."""
     if out is not None:
         out.write_text(json.dumps(result, indent=1))
-        out.with_suffix(".checks.txt").write_text("".join(lines))
 
 
 def table(rows: list[Row]) -> str:
@@ -156,5 +77,4 @@ def cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     sys.exit(main())

@@ -1,5 +1,7 @@
 """Every family's forward on a GPU that is not there: devices, dtypes, shapes, grids, and what it would compile."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,8 @@ from openbei.engine.buckets import buckets, loose_size
 from openbei.model.ops.cuda import CudaModel, Placement
 from openbei.model.ops.cuda_weights import Ways
 from openbei.model.spec import Array, Model, Size
-from tests import families
+from openbei.weights.load import load
+from tests import families, splade
 from tests.model.fake_cuda import DEVICE, Key, gpu
 
 PLACEMENTS = {
@@ -48,7 +51,18 @@ def test_a_forward_stays_on_its_device(model: Model, placement: Placement) -> No
     assert {"_embed_norm_kernel", "_attention_kernel", "_pool_kernel"} <= {key[0] for key in compiled}
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet", "nomic-dynamic", "qwen3", "gemma2"])
+@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
+@pytest.mark.parametrize("strategy", ["max", "sum"])
+def test_the_words_of_splade_stay_on_their_device(placement: Placement, strategy: str, tmp_path: Path) -> None:
+    pooling = {"pooling_strategy": strategy}
+    model = load(str(splade.save(tmp_path / "splade", "bert", pooling=pooling))).model
+    with gpu() as compiled:
+        got = forward(placed(model, placement), Size(70, 9), "vectors")
+        assert (got.shape, got.dtype, str(got.device)) == ((9, model.spec.vocab_size), torch.float32, DEVICE)
+    assert "_pool_kernel" in {key[0] for key in compiled}
+
+
+@pytest.mark.parametrize("family", ["bert", "nomic-dynamic", "qwen3"])
 @pytest.mark.parametrize("placement", ["bfloat16", "fp8"])
 def test_nothing_is_compiled_once_the_buckets_are_recorded(model: Model, placement: str) -> None:
     """A kernel that first met its arguments while requests wait would keep them waiting for seconds."""

@@ -17,7 +17,7 @@ from openbei.model.ops.cuda import CudaModel, Placement
 from openbei.model.ops.cuda_batch import Layout
 from openbei.model.ops.cuda_weights import from_numpy
 from openbei.model.positions import cos_sin
-from openbei.model.spec import Array, Layer, Linear, Model, Rope, Size, num_parameters, pack
+from openbei.model.spec import HIDDEN, Array, Layer, Linear, Model, Rope, Size, num_parameters, pack
 from tests.model import oracles
 from tests.model.cuda_cases import LENGTHS, batch_of, counted, fp8_names, fp8_states, mapped
 from tests.model.oracles import CudaRun, error
@@ -192,6 +192,14 @@ def test_a_batch_that_does_not_fit_is_refused(model: Model, ids: oracles.Ids, si
     made = CudaModel(model, Placement("cpu", "float32"))
     with pytest.raises(ValueError, match=words):
         made.write(pack(model.spec, ids), size, np.empty(made.num_words(size), np.int32))
+
+
+@pytest.mark.parametrize("family", ["bert"])
+def test_hidden_tokens_are_refused(model: Model) -> None:
+    made = CudaModel(model, Placement("cpu", "float32"))
+    batch = pack(model.spec, [[2, 3, 4]], [[0, 0, HIDDEN]])
+    with pytest.raises(ValueError, match="hides no token"):
+        made.write(batch, Size(16, 1), np.empty(made.num_words(Size(16, 1)), np.int32))
 
 
 @pytest.mark.parametrize("family", ["bert"])

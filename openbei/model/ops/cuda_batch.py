@@ -82,6 +82,8 @@ class Layout:
     def _check(self, batch: Batch, size: Size) -> None:
         """A kernel that reads outside a table reads anything, so no batch that would gets that far."""
         spec = self.spec
+        if batch.num_keys is not None:
+            raise ValueError("attention on a GPU hides no token of a sequence from the others")
         tables = (
             ("token id", batch.input_ids, spec.vocab_size),
             ("position", batch.position_ids, spec.num_positions),
