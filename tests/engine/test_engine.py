@@ -164,6 +164,22 @@ def test_timings_say_where_the_time_went(make: Make) -> None:
     assert (timings.total_s, timings.tokenization_s, timings.queue_s, timings.inference_s) == (5, 0, 3, 2)
 
 
+def test_timings_of_several_inputs_are_means(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(self: Tokenizer, *given: object) -> list[Encoded]:
+        house.clock.now_s += 4
+        return real(self, *given)
+
+    house, real = make(), Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    future = submit(house, words(6), words(6))  # a batch each
+    for seconds in (2, 6):
+        run = house.next_run()
+        house.clock.now_s += seconds
+        run.finish()
+    timings = future.result(WAIT_S).timings
+    assert (timings.total_s, timings.tokenization_s, timings.queue_s, timings.inference_s) == (12, 2, 1, 4)
+
+
 @pytest.mark.parametrize(
     ("inputs", "options", "error"),
     [
@@ -354,6 +370,21 @@ def test_a_crash_fails_all_who_wait_and_another_executor_takes_over(make: Make) 
     after = submit(house, words(1, 5))
     house.next_run().finish()
     assert after.result(WAIT_S).rows[0, 0] == 5
+    assert maker.num_made == 2
+
+
+def test_two_lanes_that_fail_together_get_one_executor(make: Make) -> None:
+    maker = SlowToMend()
+    house = make(make=maker, num_lanes=2)
+    future = submit(house, words(9), words(9))
+    for run in [house.next_run(), house.next_run()]:
+        run.fail(MemoryError("device lost"))
+    with pytest.raises(InferenceFailed, match="device lost"):
+        future.result(WAIT_S)
+    with house.core._changed:  # one lane mends, the other is free again
+        assert house.core._changed.wait_for(lambda: len(house.core._running) == 1, WAIT_S)
+    maker.may_mend.set()
+    house.wait_until_ready()
     assert maker.num_made == 2
 
 

@@ -138,6 +138,13 @@ def test_bulk_leaves_a_quarter_of_the_permits(make: Make) -> None:
     blocker.finish()
 
 
+def test_a_bulk_request_larger_than_its_share_passes_when_the_house_is_empty(make: Make) -> None:
+    house = make(max_concurrent_requests=4)
+    future = submit(house, *[words(1)] * 5, bulk=True)
+    house.next_run().finish()
+    assert len(future.result(WAIT_S).rows) == 5
+
+
 def test_a_client_that_leaves_between_two_batches_of_its_request_is_spared_the_second(make: Make) -> None:
     house = make(lane_tokens=5)
     blocker = busy(house)

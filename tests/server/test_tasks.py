@@ -76,7 +76,7 @@ PREDICT_FORMS: list[tuple[Any, list[Input], bool]] = [
 @pytest.mark.parametrize("path", ["/predict", "/", "/invocations"])
 def test_predict_forms(path: str, sent: Any, read: list[Input], is_batch: bool) -> None:
     wire = wire_of("classifier")
-    response = wire.post(path, {"inputs": sent, "raw_scores": True, "model": 5})
+    response = wire.post(path, {"inputs": sent, "raw_scores": True, "model": "m"})
     assert response.status_code == 200
     assert list(wire.engine.requests[0].inputs) == read
     assert [type(one) for one in wire.engine.requests[0].inputs] == [type(one) for one in read]
