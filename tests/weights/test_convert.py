@@ -23,7 +23,7 @@ from openbei.model.ops.cuda_weights import DeviceWeights, Placement, place
 from openbei.model.spec import Model, num_parameters, pack
 from openbei.model.stored import stored_as, weight_of, without_fp8
 from openbei.weights.load import load
-from tests import families, rerankers, splade
+from tests import families, late, rerankers, splade
 from tests.model.oracles import error, sequences
 from tests.weights.building import make
 
@@ -408,3 +408,15 @@ def test_a_model_that_is_known_by_its_name_is_known_by_it_while_it_is_built(dtyp
     labels = load(str(tmp_path / "out")).labels
     assert labels is not None
     assert labels.reranker
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_a_projection_that_lies_among_the_weights_is_converted_with_them(dtype: str, tmp_path: Path) -> None:
+    """Stanford's ColBERT keeps its last layer in the network's own file."""
+    folder = late.stanford(tmp_path / "stanford")
+    out = make(folder, tmp_path / "out", dtype=dtype).folder
+    projection = load(str(out)).model.multi[0].linear
+    assert projection.scale is None
+    before = load_file(folder / WEIGHTS)["linear.weight"]
+    assert torch.equal(load_file(out / WEIGHTS)["linear.weight"], before.bfloat16())
+    np.testing.assert_array_equal(projection.weight.astype(np.float32), before.bfloat16().float().numpy())
