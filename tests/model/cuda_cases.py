@@ -43,7 +43,7 @@ class Rounded(plain.TorchOps):
         found = super().__getattribute__(name)
         if name not in ("embed", "linear", "gated", "add", "norm", "rope", "attention"):
             return found
-        return lambda *args: found(*args).to(self.dtype).float()
+        return lambda *args, **named: found(*args, **named).to(self.dtype).float()
 
 
 class Fp8(plain.TorchOps):
