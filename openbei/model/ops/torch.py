@@ -86,8 +86,9 @@ class TorchOps:
         q = q.reshape(len(q), how.num_heads, -1).transpose(0, 1)
         k, v = (x.reshape(len(x), how.num_kv_heads, -1).transpose(0, 1) for x in (k, v))
         k, v = (x.repeat_interleave(how.num_heads // how.num_kv_heads, dim=0) for x in (k, v))
-        lengths = self.batch.lengths if self.batch.num_keys is None else self.batch.num_keys
-        keys = [slice(rows.start, rows.start + num) for rows, num in zip(self.rows, lengths, strict=True)]
+        keys, num_keys = self.rows, self.batch.num_keys
+        if num_keys is not None:
+            keys = [slice(rows.start, rows.start + num) for rows, num in zip(keys, num_keys, strict=True)]
         pairs = zip(self.rows, keys, strict=True)
         return torch.cat([_attend(q[:, rows], k[:, seen], v[:, seen], how) for rows, seen in pairs])
 
