@@ -13,8 +13,9 @@ from pathlib import Path
 
 import click
 
-from openbei.cli import IGNORED, main
+from openbei.cli import main
 from openbei.engine.metrics import Metrics
+from openbei.serve_cli import IGNORED
 
 DOCS = Path(__file__).parent
 CLI_HEAD = """# The command line

@@ -158,3 +158,14 @@ def split(word: str) -> tuple[str | None, str]:
     if not name or not model:
         raise click.UsageError(f"{word!r} must be NAME=MODEL, with both")
     return name, model
+
+
+def settle_model(ctx: click.Context, values: dict[str, Any]) -> None:
+    """MODEL and --model-id are two ways of saying the same; the environment's MODEL_ID gives way to both."""
+    model = values.pop("model", None)
+    if model is None:
+        return
+    by_flag = ctx.get_parameter_source("model_id") is ParameterSource.COMMANDLINE
+    if by_flag and values["model_id"] != model:
+        raise click.UsageError(f"MODEL is {model} and --model-id is {values['model_id']}: give one of them", ctx)
+    values["model_id"] = model

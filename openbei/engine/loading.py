@@ -94,13 +94,12 @@ class LoadedModels(Models):
             raise as_answer(error) from None
 
     def _read_and_start(self, config: EngineConfig) -> EngineInfo:
-        from openbei.engine.start import load_options
-        from openbei.weights.load import load
+        from openbei.engine.start import read_model
 
         asked = config.served_model_name or config.model_id or ""
         with contextlib.ExitStack() as claims:
             claims.enter_context(self._claim(asked))
-            checkpoint = load(config.model_id, load_options(config))
+            checkpoint = read_model(config)
             name = config.served_model_name or checkpoint.model_id
             if name != asked:
                 claims.enter_context(self._claim(name))

@@ -35,7 +35,12 @@ POOLING_FLAGS: dict[PoolingFlag, PoolingChoice] = {
 
 def open_engine(config: EngineConfig) -> Engine:
     """Read the model that config names and start an Engine on it. Raises ModelError, ConfigError."""
-    return start(load(config.model_id, load_options(config)), config)
+    return start(read_model(config), config)
+
+
+def read_model(config: EngineConfig) -> Checkpoint:
+    """The model that config names, read. Raises ModelError, ConfigError."""
+    return load(config.model_id, load_options(config))
 
 
 def start(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
@@ -45,7 +50,7 @@ def start(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
 
 def open_model(config: EngineConfig) -> tuple[Checkpoint, Callable[[], Executor]]:
     """Read the model that config names -> the model, and what makes an executor for it. Raises ModelError."""
-    checkpoint = load(config.model_id, load_options(config))
+    checkpoint = read_model(config)
     return checkpoint, lambda: make_executor(checkpoint, config)
 
 

@@ -66,7 +66,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     monkeypatch.setattr("openbei.server.listen.listen", listen)
     monkeypatch.setattr("openbei.server.supervisor.supervise", supervise)
-    monkeypatch.setattr("openbei.weights.load.load", load)
+    monkeypatch.setattr("openbei.engine.start.load", load)
     monkeypatch.setattr("openbei.engine.start.start", start)
     monkeypatch.setattr("openbei.server.serve.serve", serve)
     monkeypatch.setattr("openbei.logs.start", lambda json_output: None)

@@ -63,7 +63,7 @@ def test_a_refused_model_says_why(bei: Bei, monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: object) -> None:
         raise UnsupportedModel("hidden_act is swish2; openbei does gelu and relu")
 
-    monkeypatch.setattr("openbei.weights.load.load", refuse)
+    monkeypatch.setattr("openbei.engine.start.load", refuse)
     result = bei("info", "m")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "Error: hidden_act is swish2; openbei does gelu and relu\n"

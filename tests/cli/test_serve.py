@@ -172,7 +172,7 @@ def test_a_refused_model_exits_1_with_one_line(bei: Bei, monkeypatch: pytest.Mon
     def refuse(*_: object) -> None:
         raise ModelNotFound("there is no folder nowhere")
 
-    monkeypatch.setattr("openbei.weights.load.load", refuse)
+    monkeypatch.setattr("openbei.engine.start.load", refuse)
     result = bei("serve", "nowhere")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "Error: there is no folder nowhere\n"
@@ -250,7 +250,7 @@ def test_process_1_hears_a_signal_while_it_loads(bei: Bei, monkeypatch: pytest.M
         raise SystemExit(code)
 
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr("openbei.weights.load.load", load)
+    monkeypatch.setattr("openbei.engine.start.load", load)
     monkeypatch.setattr("os._exit", leave)
     monkeypatch.setattr("os.getpid", lambda: 1)
     assert bei("serve").exit_code == 128 + number

@@ -33,7 +33,7 @@ class House:
         self.gate.set()
         self.fail_with: Exception | None = None
         self.need = Need(10, 10, 1000)
-        monkeypatch.setattr("openbei.weights.load.load", self.load)
+        monkeypatch.setattr("openbei.engine.start.load", self.load)
         monkeypatch.setattr("openbei.engine.start.start", self.start)
         monkeypatch.setattr("openbei.engine.start.need_of", lambda *_: self.need)
         self.models = LoadedModels(Budget(limit_bytes), self.configure)
