@@ -228,8 +228,8 @@ def test_another_coding_is_refused(wire: Wire, coding: str) -> None:
     [
         ("gzip", b"", "ends too soon"),
         ("gzip", b'{"inputs": "a"}', "not gzip"),
-        ("gzip", gzip.compress(b'{"inputs": "a"}')[:-3], "ends too soon"),
-        ("gzip", gzip.compress(b'{"inputs": "a"}') * 2, "one piece"),
+        ("gzip", gzip.compress(b'{"inputs": "a"}', mtime=0)[:-3], "ends too soon"),
+        ("gzip", gzip.compress(b'{"inputs": "a"}', mtime=0) * 2, "one piece"),
         ("gzip", zlib.compress(b'{"inputs": "a"}'), "not gzip"),
         ("zstd", b"", "ends too soon"),
         ("zstd", b'{"inputs": "a"}', "not zstd"),
