@@ -28,7 +28,7 @@ class Models:
     """
 
     def __init__(self, *engines: "Engine") -> None:
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()
         self._engines: Mapping[str, Engine] = {}
         self._leaving: dict[str, Engine] = {}
         self._ending: set[Future[None]] = set()
@@ -124,9 +124,10 @@ class Models:
 
         Raises UnknownModel, Conflict.
         """
-        self._leaving[name] = self.remove(name)
-        left = in_thread(self._end, name)
-        self._ending.add(left)
+        with self._changing:  # who closes finds it in one of the two places
+            self._leaving[name] = self.remove(name)
+            left = in_thread(self._end, name)
+            self._ending.add(left)
         left.add_done_callback(self._ending.discard)
         return left
 
@@ -145,7 +146,9 @@ class Models:
         self.drain()
         for engine in self.all:
             engine.close()
-        wait(tuple(self._ending))
+        with self._changing:
+            ending = tuple(self._ending)
+        wait(ending)
 
 
 def unknown(name: str, served: Iterable[str]) -> UnknownModel:
