@@ -30,6 +30,7 @@ from openbei.model.spec import pack
 from openbei.weights.load import load
 from openbei.weights.manifest import check_files, read_manifest, write_manifest
 from tests import families
+from tests.weights.building import rewrite
 
 FLOAT32 = EngineConfig(device="cpu", dtype="float32")
 
@@ -251,7 +252,7 @@ def test_a_flipped_bit_in_a_scale_stops_the_start_though_the_file_is_not_hashed(
     assert data.count(scale) == 1
     broken = bytearray(data)
     broken[data.index(scale) + 4 * 7 + 3] ^= 0x40  # the top of the eighth row's exponent
-    path.write_bytes(broken)
+    rewrite(path, broken)
     with pytest.raises(WeightsError, match=r"model\.safetensors has another sha256"):
         load(str(fp8))
     monkeypatch.setattr("openbei.weights.manifest.SMALL_BYTES", 100)
@@ -262,7 +263,7 @@ def test_a_flipped_bit_in_a_scale_stops_the_start_though_the_file_is_not_hashed(
 @pytest.mark.parametrize("has_manifest", [True, False])
 def test_a_truncated_fp8_file_is_refused(has_manifest: bool, fp8: Path) -> None:
     path = fp8 / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
+    rewrite(path, path.read_bytes()[:-100])
     if not has_manifest:
         (fp8 / "manifest.json").unlink()
     with pytest.raises(WeightsError, match="bytes, its manifest says" if has_manifest else "not a whole safetensors"):
@@ -294,7 +295,7 @@ def test_verify_finds_a_flipped_bit(bei: Callable[..., Result], built: Path) -> 
     assert bei("verify", built).stdout == f"{built} is whole\n"
     data = bytearray((built / "model.safetensors").read_bytes())
     data[-1] ^= 1
-    (built / "model.safetensors").write_bytes(data)
+    rewrite(built / "model.safetensors", data)
     for command in ("verify", "info"):
         result = bei(command, built)
         assert result.exit_code == 1

@@ -32,6 +32,12 @@ def make(model: Path | str, out: Path | None, watch: Watch | None = None, **more
     return build(Wanted(model=str(model), out=out, **{"patience": AT_ONCE, **more}), examine, watch)  # type: ignore[arg-type]
 
 
+def rewrite(path: Path, data: bytes) -> None:
+    """Another file of that name: who has mapped the one before keeps it, where a shortened one would end him (SIGBUS)."""
+    path.unlink()
+    path.write_bytes(data)
+
+
 def kill_at(wanted: str) -> Watch:
     """Kill this process when a phase begins."""
 

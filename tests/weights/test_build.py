@@ -23,7 +23,7 @@ from openbei.weights.load import LoadOptions, load
 from openbei.weights.manifest import NAME, check_files, list_files, read_manifest, sha256_of
 from openbei.weights.tensors import read_tensors, write_safetensors
 from tests import families
-from tests.weights.building import PHASES, make
+from tests.weights.building import PHASES, make, rewrite
 
 WEIGHTS = "model.safetensors"
 
@@ -47,7 +47,7 @@ def folder(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 def _flip(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1
-    path.write_bytes(data)
+    rewrite(path, data)
 
 
 def _visible(folder: Path) -> list[str]:
