@@ -33,7 +33,7 @@ def make(model: Path | str, out: Path | None, watch: Watch | None = None, **more
 
 
 def rewrite(path: Path, data: bytes) -> None:
-    """Another file of that name: who has mapped the one before keeps it, where a shortened one would end him (SIGBUS)."""
+    """Another file of that name: whoever has mapped the one before keeps it; a shortened one would be SIGBUS."""
     path.unlink()
     path.write_bytes(data)
 
