@@ -5,7 +5,7 @@ On fake models whose batches take until a test lets them go; test_models.py has 
 
 import signal
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,9 @@ class Several(Served):
 
     def health(self, model: str = "") -> int:
         return httpx.get(f"{self.url}/health", params={"model": model}).status_code
+
+    def metrics(self) -> str:
+        return httpx.get(f"{self.url}/metrics").text
 
     def wait_until_well(self, *engines: str) -> None:
         names = {f"engine-{name}" for name in engines} | {f"frontend-{row + 1}" for row in range(NUM_FRONTENDS)}
@@ -110,8 +113,7 @@ def test_what_is_loaded_is_everywhere_when_it_is_said(served: Several) -> None:
     served.kill("engine-c")
     served.wait_until_well("a", "b", "c")
     assert served.statuses("c") == {200}
-    text = httpx.get(f"{served.url}/metrics").text
-    assert f'te_request_success{{model="c",method="single"}} {3 * MANY}' in text
+    assert f'te_request_success{{model="c",method="single"}} {3 * MANY}' in served.metrics()
 
 
 def test_what_is_unloaded_answers_first_and_then_is_gone(served: Several) -> None:
@@ -129,6 +131,21 @@ def test_what_is_unloaded_answers_first_and_then_is_gone(served: Several) -> Non
     assert set(served.children()) == {"engine-a", "frontend-1", "frontend-2"}
     assert served.ask("load", model="b").status_code == 200
     assert served.statuses("b") == {200}
+
+
+def test_a_frontend_that_dies_meanwhile_is_not_waited_for(served: Several) -> None:
+    posted = [served.later(served.embed, "b") for _ in range(MANY)]
+    wait_until(lambda: f'te_request_count{{model="b",method="single"}} {MANY}' in served.metrics())
+    leaving = served.later(served.ask, "unload", model="b")
+    wait_until(lambda: {served.health("b") for _ in range(MANY)} == {404})
+    served.kill("frontend-1")  # which has some of them, so that it has not let go of b
+    served.wait_until_well("a", "b")
+    served.let("b")
+    served.wait_until_well("a")
+    wait([*posted, leaving], 20)
+    assert {one.result().status_code for one in posted if one.exception() is None} == {200}
+    assert leaving.exception() is not None or leaving.result().status_code == 200
+    assert served.ask("load", model="b").status_code == 200
 
 
 @pytest.mark.parametrize(
