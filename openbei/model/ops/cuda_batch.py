@@ -48,16 +48,8 @@ class Layout:
         """Words of each region."""
         tokens, sequences = size
         tiles = num_tiles(tokens, sequences, rows_per_tile(tokens))
-        return (
-            tokens,
-            tokens,
-            tokens,
-            sequences + 1,
-            sequences,
-            tiles,
-            tiles,
-            tokens * self.spec.head_dim * self.dynamic,
-        )
+        angles = tokens * self.spec.head_dim * self.dynamic
+        return tokens, tokens, tokens, sequences + 1, sequences, tiles, tiles, angles
 
     def num_words(self, size: Size) -> int:
         """Words of all regions, each begun at a multiple of 16 bytes."""

@@ -79,6 +79,7 @@ def cases() -> list[Case]:
         Case("hidden, tall", one, lengths=(150, 40), rows=128, num_keys=(1, 33)),
         Case("hidden, causal", replace(one, causal=True), lengths=(150, 40), num_keys=(70, 1)),
         Case("hidden, window", replace(one, window=126), lengths=(40, 150), num_keys=(1, 87)),
+        Case("hidden, wide window", replace(one, window=398), lengths=(40, 150), num_keys=(1, 70)),
         Case("hidden, slopes", two, bias="slopes", lengths=SHORT, num_keys=(1, 20, 64)),
         Case("hidden, table", two, bias="table", lengths=SHORT, num_keys=(1, 20, 64)),
         Case("16 wide", one, 16, lengths=SHORT),
