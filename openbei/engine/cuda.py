@@ -216,12 +216,20 @@ def example(spec: ModelSpec, size: Size) -> Batch:
 def halves(batch: Batch) -> tuple[Batch, Batch]:
     """A batch of two sequences or more -> its first and its second half, by sequences."""
     middle = len(batch.lengths) // 2
-    row = int(batch.cu_seqlens[middle])
+    row, num_keys = int(batch.cu_seqlens[middle]), batch.num_keys
     first = Batch(
-        batch.input_ids[:row], batch.position_ids[:row], batch.token_type_ids[:row], batch.cu_seqlens[: middle + 1]
+        batch.input_ids[:row],
+        batch.position_ids[:row],
+        batch.token_type_ids[:row],
+        batch.cu_seqlens[: middle + 1],
+        None if num_keys is None else num_keys[:middle],
     )
     second = Batch(
-        batch.input_ids[row:], batch.position_ids[row:], batch.token_type_ids[row:], batch.cu_seqlens[middle:] - row
+        batch.input_ids[row:],
+        batch.position_ids[row:],
+        batch.token_type_ids[row:],
+        batch.cu_seqlens[middle:] - row,
+        None if num_keys is None else num_keys[middle:],
     )
     return first, second
 

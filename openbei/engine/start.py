@@ -125,9 +125,7 @@ def asked_dtype(checkpoint: Checkpoint, config: EngineConfig, on_cpu: bool) -> D
 
 
 def _executor(checkpoint: Checkpoint, config: EngineConfig) -> Executor:
-    expansion, on_cpu = checkpoint.text.expansion, gpu_number(config.device) is None
-    if expansion is not None and not expansion.attended and not on_cpu:
-        raise ConfigError("queries are filled up with tokens that no other sees: only a CPU does that, not a GPU")
+    on_cpu = gpu_number(config.device) is None
     return import_backend(config.device)(checkpoint.model, asked_dtype(checkpoint, config, on_cpu))
 
 

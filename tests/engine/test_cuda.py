@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -203,10 +204,14 @@ def test_an_error_of_the_device_leaves_no_slot_taken(model: Model, monkeypatch: 
 
 def test_halves_are_whole_sequences(model: Model) -> None:
     batch = batch_of(model, [3, 1, 4, 1, 5])
+    assert [half.num_keys for half in halves(batch)] == [None, None]
+    batch = replace(batch, num_keys=np.array([2, 1, 3, 1, 4], np.int32))
     first, second = halves(batch)
     assert first.lengths.tolist() == [3, 1]
     assert second.lengths.tolist() == [4, 1, 5]
-    for name in ("input_ids", "position_ids", "token_type_ids"):
+    assert first.num_keys is not None
+    assert first.num_keys.tolist() == [2, 1]
+    for name in ("input_ids", "position_ids", "token_type_ids", "num_keys"):
         assert np.array_equal(np.concatenate((getattr(first, name), getattr(second, name))), getattr(batch, name))
 
 

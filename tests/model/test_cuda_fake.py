@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,9 +10,9 @@ from torch import Tensor
 from openbei.engine.buckets import buckets, loose_size
 from openbei.model.ops.cuda import CudaModel, Placement
 from openbei.model.ops.cuda_weights import Ways
-from openbei.model.spec import Array, Model, Size
+from openbei.model.spec import HIDDEN, Array, Model, Size, pack
 from openbei.weights.load import load
-from tests import families, splade
+from tests import families, late, splade
 from tests.model.fake_cuda import DEVICE, Key, gpu
 
 PLACEMENTS = {
@@ -60,6 +61,24 @@ def test_the_words_of_splade_stay_on_their_device(placement: Placement, strategy
         got = forward(placed(model, placement), Size(70, 9), "vectors")
         assert (got.shape, got.dtype, str(got.device)) == ((9, model.spec.vocab_size), torch.float32, DEVICE)
     assert "_pool_kernel" in {key[0] for key in compiled}
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
+def test_the_rows_of_a_colbert_query_stay_on_their_device(placement: Placement, tmp_path: Path) -> None:
+    """Filled up with hidden tokens, it takes the launches of any batch: what is seen is said by its words."""
+    checkpoint = load(str(late.pylate(tmp_path, "bert")))
+    expansion, model = checkpoint.text.expansion, checkpoint.model
+    assert expansion is not None
+    assert not expansion.attended
+    size, types = Size(70, 9), [[0, 0] + [HIDDEN] * (expansion.length - 2)]
+    with gpu() as compiled:
+        on_gpu = placed(model, placement)
+        got = forward(on_gpu, size, "multi")
+        assert (got.shape, got.dtype, str(got.device)) == ((70, late.WIDTH), torch.float32, DEVICE)
+    assert "_attention_kernel" in {key[0] for key in compiled}
+    words = np.empty(on_gpu.num_words(size), np.int32)
+    on_gpu.write(pack(model.spec, [[5] * expansion.length], types), size, words)
+    assert on_gpu._layout.regions(words, size).key_ends.tolist() == [2] + [expansion.length] * 8
 
 
 @pytest.mark.parametrize("family", ["bert", "nomic-dynamic", "qwen3"])

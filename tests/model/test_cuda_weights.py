@@ -153,6 +153,7 @@ def test_a_batch_lies_in_its_words_padded(model: Model, family: str) -> None:
     assert regions.positions.tolist() == ([0, 1, 2, 3, 4, 0, 0] if dynamic else [0, 1, 0, 1, 2, 0, 0])
     assert regions.types.tolist() == [0, 1, 0, 0, 1, 0, 0]
     assert regions.cu_seqlens.tolist() == [0, 2, 5, 5, 5]
+    assert regions.key_ends.tolist() == [2, 5, 5, 5]
     assert sorted(zip(regions.tile_sequence.tolist(), regions.tile_first_row.tolist(), strict=True)) == [
         *[(-1, -1)] * 2,
         (0, 0),
@@ -195,11 +196,24 @@ def test_a_batch_that_does_not_fit_is_refused(model: Model, ids: oracles.Ids, si
 
 
 @pytest.mark.parametrize("family", ["bert"])
-def test_hidden_tokens_are_refused(model: Model) -> None:
+def test_the_keys_of_a_sequence_end_before_its_hidden_tokens(model: Model) -> None:
+    layout, size = Layout(model.spec), Size(9, 4)
+    words = np.full(layout.num_words(size), -7, np.int32)
+    batch = pack(model.spec, [[5, 6], [7, 8, 9], [3]], [[0, HIDDEN], [0, 0, 0], [0]])
+    layout.write(batch, size, words)
+    regions = layout.regions(words, size)
+    assert regions.cu_seqlens.tolist() == [0, 2, 5, 6, 6]
+    assert regions.key_ends.tolist() == [1, 5, 6, 6]
+
+
+@pytest.mark.parametrize("family", ["bert"])
+@pytest.mark.parametrize("num_keys", [[2, 0], [2, 4]])
+def test_a_sequence_without_keys_or_with_those_of_another_is_refused(model: Model, num_keys: list[int]) -> None:
+    """Attention would read rows that are not the sequence's."""
     made = CudaModel(model, Placement("cpu", "float32"))
-    batch = pack(model.spec, [[2, 3, 4]], [[0, 0, HIDDEN]])
-    with pytest.raises(ValueError, match="hides no token"):
-        made.write(batch, Size(16, 1), np.empty(made.num_words(Size(16, 1)), np.int32))
+    batch = replace(pack(model.spec, [[2, 3], [4, 5, 6]]), num_keys=np.array(num_keys, np.int32))
+    with pytest.raises(ValueError, match=rf"of \[2, 3\] tokens 1 to all are keys, got \[2, {num_keys[1]}\]"):
+        made.write(batch, Size(16, 2), np.empty(made.num_words(Size(16, 2)), np.int32))
 
 
 @pytest.mark.parametrize("family", ["bert"])

@@ -39,7 +39,7 @@ def filled_up(ids: oracles.Ids, types: oracles.Ids) -> tuple[oracles.Ids, oracle
     return ids, [one + [HIDDEN] * num for one, num in zip(types, NUM_HIDDEN, strict=True)]
 
 
-@pytest.mark.parametrize("backend", ["numpy", "torch", "openvino"])
+@pytest.mark.parametrize("backend", oracles.BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_tokens_see_and_are_not_seen(family: str, backend: str, tmp_path: Path) -> None:
     judge = families.network(family)

@@ -9,9 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openbei.config import EngineConfig
-from openbei.engine import start
-from openbei.errors import ConfigError, ModelError, UnsupportedModel, WeightsError
+from openbei.errors import ModelError, UnsupportedModel, WeightsError
 from openbei.weights.late import Expanding, Late
 from openbei.weights.load import LoadOptions, load
 from openbei.weights.modules import read_modules, read_outline
@@ -257,13 +255,6 @@ def test_a_tokenizer_without_a_token_to_fill_up_with(tmp_path: Path) -> None:
     change_json(late.pylate(tmp_path, "bert") / "tokenizer_config.json", mask_token=...)
     with pytest.raises(UnsupportedModel, match="neither mask_token nor eos_token"):
         load(str(tmp_path))
-
-
-def test_a_gpu_refuses_hidden_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "gpu_number", lambda asked: 0)
-    checkpoint = load(str(late.pylate(tmp_path, "bert")))
-    with pytest.raises(ConfigError, match="filled up with tokens that no other sees: only a CPU"):
-        start.make_executor(checkpoint, EngineConfig())
 
 
 @pytest.mark.parametrize("kinds", [("Transformer", "MultiVectorMask"), ("Transformer", "MultiVectorMask", "Dense")])

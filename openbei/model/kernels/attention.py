@@ -21,6 +21,13 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1.0e38)  # below every score, above -inf: the maximum of no keys, so that no difference is NaN
 
 
+class Sequences(NamedTuple):
+    """Which rows are whose, int32: cu_seqlens (B + 1,); key_ends (B,), the row after the last that is a key."""
+
+    cu_seqlens: Tensor
+    key_ends: Tensor
+
+
 class Tiles(NamedTuple):
     """Query tiles, int32 (N,): the sequence, or -1 for none; the first row, counted in the batch. rows: of one tile."""
 
@@ -99,29 +106,29 @@ def make_tiles(cu_seqlens: NDArray[np.int32], rows: int, size: int) -> NDArray[n
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, tiles: Tiles, how: Attention, bias: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, tiles: Tiles, how: Attention, bias: Tensor | None = None
 ) -> Tensor:
     """softmax(cap(q kᵀ * scale) + bias, masked) v inside each sequence: (T, H*D), (T, K*D), (T, K*D) -> (T, H*D).
 
-    q, k, v: one dtype, rows may be strided. cu_seqlens: int32 (B + 1,). tiles: of make_tiles for these offsets.
+    q, k, v: one dtype, rows may be strided. Each sequence has a key. tiles: of make_tiles for these sequences.
     bias in place of how.bias: float32 (H,), ALiBi slopes, or (H, 2R - 1), the score added by distance.
     Scores, softmax and sums in float32; probabilities are rounded to the dtype before they meet v.
     Rows past the last offset are neither read nor written: there the result is whatever the memory held.
     """
     if q.is_cuda:
-        return _launch(q, k, v, cu_seqlens, tiles, how, bias)
-    return attention_twin(q, k, v, cu_seqlens, how, bias)
+        return _launch(q, k, v, sequences, tiles, how, bias)
+    return attention_twin(q, k, v, sequences, how, bias)
 
 
 def attention_twin(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, how: Attention, bias: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, how: Attention, bias: Tensor | None = None
 ) -> Tensor:
     """The definition of attention; rows past the last offset are zeros."""
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    for begin, end in itertools.pairwise(cu_seqlens.tolist()):
-        rows = slice(begin, end)
+    ranges = itertools.pairwise(sequences.cu_seqlens.tolist())
+    for (begin, end), key_end in zip(ranges, sequences.key_ends.tolist(), strict=True):
         if begin < end:
-            out[rows] = _attend(q[rows], k[rows], v[rows], how, bias)
+            out[begin:end] = _attend(q[begin:end], k[begin:key_end], v[begin:key_end], how, bias)
     return out
 
 
@@ -136,7 +143,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, how: Attention, bias: Tensor | None
     scores = heads @ keys.transpose(1, 2) * how.scale
     if how.softcap is not None:
         scores = how.softcap * torch.tanh(scores / how.softcap)
-    ahead = torch.arange(len(q))[None, :] - torch.arange(len(q))[:, None]  # key position - query position
+    ahead = torch.arange(len(k))[None, :] - torch.arange(len(q))[:, None]  # key position - query position
     seen = torch.from_numpy(visible(ahead.numpy(), how.causal, how.window)).to(q.device)
     if bias is not None:
         scores = scores + _added(bias, ahead.to(q.device))
@@ -147,14 +154,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, how: Attention, bias: Tensor | None
 
 
 def _added(bias: Tensor, ahead: Tensor) -> Tensor:
-    """The score that distance adds, float32 (H, n, n)."""
+    """The score that distance adds, float32 (H, queries, keys)."""
     if bias.dim() == 1:
         return -bias[:, None, None] * ahead.abs()
     return bias[:, ahead + bias.shape[1] // 2]
 
 
 def _launch(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, tiles: Tiles, how: Attention, bias: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, tiles: Tiles, how: Attention, bias: Tensor | None
 ) -> Tensor:
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     head_dim = q.shape[1] // how.num_heads
@@ -164,8 +171,9 @@ def _launch(
         k,
         v,
         out,
-        cu_seqlens if bias is None else bias,
-        cu_seqlens,
+        sequences.cu_seqlens if bias is None else bias,
+        sequences.cu_seqlens,
+        sequences.key_ends,
         tiles.sequence,
         tiles.first_row,
         q.stride(0),
@@ -199,6 +207,7 @@ def _attention_kernel(
     out_ptr,
     bias_ptr,
     cu_ptr,
+    key_ends_ptr,
     sequence_ptr,
     first_row_ptr,
     q_stride,
@@ -227,6 +236,7 @@ def _attention_kernel(
     first = tl.load(first_row_ptr + tile)
     begin = tl.load(cu_ptr + sequence)
     end = tl.load(cu_ptr + sequence + 1)
+    key_end = tl.load(key_ends_ptr + sequence)
     # Rows past the end stand for the last one again: no load needs a mask (which costs 40 registers), and no row is
     # without a key. What they come to is not stored.
     row = tl.minimum(first + tl.arange(0, BLOCK_ROWS), end - 1)
@@ -240,7 +250,7 @@ def _attention_kernel(
         bias = bias_ptr + head * num_distances
 
     low, num_before, whole, num_whole, after, num_after, high = _keys(
-        first, begin, end, CAUSAL, WINDOW, BLOCK_ROWS, BLOCK_KEYS
+        first, begin, end, key_end, CAUSAL, WINDOW, BLOCK_ROWS, BLOCK_KEYS
     )
     peak = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
@@ -269,6 +279,7 @@ def _keys(
     first,
     begin,
     end,
+    key_end,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -276,18 +287,18 @@ def _keys(
 ):
     """The keys of a tile in blocks: num_before from low on, num_whole that every query sees whole, num_after."""
     # Some query sees low <= key < high, every query sees all_low <= key < all_high.
-    low, high, all_low, all_high = begin, end, begin, end
+    low, high, all_low, all_high = begin, key_end, begin, key_end
     if CAUSAL:
-        high = tl.minimum(end, first + BLOCK_ROWS)
-        all_high = first + 1
+        high = tl.minimum(key_end, first + BLOCK_ROWS)
+        all_high = tl.minimum(key_end, first + 1)
     if WINDOW is not None:
         last = tl.minimum(end, first + BLOCK_ROWS) - 1
         reach: tl.constexpr = WINDOW - 1 if CAUSAL else WINDOW // 2
         low = tl.maximum(begin, first - reach)
         all_low = tl.maximum(begin, last - reach)
         if not CAUSAL:
-            high = tl.minimum(end, last + reach + 1)
-            all_high = tl.minimum(end, first + reach + 1)
+            high = tl.minimum(key_end, last + reach + 1)
+            all_high = tl.minimum(key_end, first + reach + 1)
     num_before = tl.cdiv(all_low - low, BLOCK_KEYS)
     whole = low + num_before * BLOCK_KEYS
     num_whole = tl.maximum(all_high - whole, 0) // BLOCK_KEYS

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from openbei.model import transformer
 from openbei.model.kernels.activation import activate, gated
-from openbei.model.kernels.attention import Tiles, attention, rows_per_tile
+from openbei.model.kernels.attention import Sequences, Tiles, attention, rows_per_tile
 from openbei.model.kernels.embed import Lookup, embed_norm
 from openbei.model.kernels.few_rows import Workspace, few_rows, workspace
 from openbei.model.kernels.linear import gated_fp8, gated_linear, linear, linear_fp8
@@ -127,9 +127,10 @@ class CudaOps:
         if q.rope is not None:
             q, k = self._turned(q, k, q.rope)
         batch, of = self.batch, self.weights
+        sequences = Sequences(batch.cu_seqlens, batch.key_ends)
         tiles = Tiles(batch.tile_sequence, batch.tile_first_row, rows_per_tile(len(batch.ids)))
         bias = of.slopes if of.slopes is not None else of.bias
-        return Rows(attention(q.whole(), k.whole(), v.whole(), batch.cu_seqlens, tiles, how, bias))
+        return Rows(attention(q.whole(), k.whole(), v.whole(), sequences, tiles, how, bias))
 
     def pool(self, x: Rows, kind: Pooling) -> Rows:
         """(T, C) -> (B, C) float32."""

@@ -1,7 +1,7 @@
 """How a batch lies in the int32 words that go to a GPU: one row of regions, their sizes given by the bucket alone.
 
 Owns the padding of a batch to its bucket; never touches a weight or a launch. Padding rows belong to no sequence:
-their ids and positions are 0, and no tile of attention covers them. Padding sequences have no rows.
+their ids and positions are 0, and no tile of attention covers them. Padding sequences have no rows and no keys.
 """
 
 import itertools
@@ -20,8 +20,9 @@ ALIGNMENT = 4  # words: kernels read 16 bytes at once
 
 
 class Regions(NamedTuple, Generic[Words]):
-    """Views of the words: ids, positions, types (T,); cu_seqlens (B + 1,); tile_sequence, tile_first_row: see Tiles.
+    """Views of the words: ids, positions, types (T,); the others are those of kernels/attention.py.
 
+    cu_seqlens (B + 1,) and key_ends (B,): see Sequences. tile_sequence, tile_first_row: see Tiles.
     angles: the bits of cos and sin, float32 (T, D / 2) each, where they depend on the batch (dynamic RoPE), else empty;
     positions are then the rows of these.
     """
@@ -30,6 +31,7 @@ class Regions(NamedTuple, Generic[Words]):
     positions: Words
     types: Words
     cu_seqlens: Words
+    key_ends: Words
     tile_sequence: Words
     tile_first_row: Words
     angles: Words
@@ -46,7 +48,8 @@ class Layout:
         """Words of each region."""
         tokens, sequences = size
         tiles = num_tiles(tokens, sequences, rows_per_tile(tokens))
-        return tokens, tokens, tokens, sequences + 1, tiles, tiles, tokens * self.spec.head_dim * self.dynamic
+        angles = tokens * self.spec.head_dim * self.dynamic
+        return tokens, tokens, tokens, sequences + 1, sequences, tiles, tiles, angles
 
     def num_words(self, size: Size) -> int:
         """Words of all regions, each begun at a multiple of 16 bytes."""
@@ -69,6 +72,7 @@ class Layout:
         _pad(to.positions, np.arange(batch.num_tokens) if self.dynamic else batch.position_ids)
         _pad(to.types, batch.token_type_ids)
         _pad(to.cu_seqlens, ends, ends[-1])
+        _pad(to.key_ends, ends[1:] if batch.num_keys is None else ends[:-1] + batch.num_keys, ends[-1])
         tiles = make_tiles(ends, rows_per_tile(size.num_tokens), len(to.tile_sequence))
         to.tile_sequence[:], to.tile_first_row[:] = tiles
         if self.dynamic:
@@ -82,8 +86,6 @@ class Layout:
     def _check(self, batch: Batch, size: Size) -> None:
         """A kernel that reads outside a table reads anything, so no batch that would gets that far."""
         spec = self.spec
-        if batch.num_keys is not None:
-            raise ValueError("attention on a GPU hides no token of a sequence from the others")
         tables = (
             ("token id", batch.input_ids, spec.vocab_size),
             ("position", batch.position_ids, spec.num_positions),
@@ -100,6 +102,9 @@ class Layout:
         for what, count, limit in counts:
             if count > limit:
                 raise ValueError(f"at most {limit} {what} fit, got {count}")
+        keys = batch.num_keys
+        if keys is not None and ((keys < 1) | (keys > batch.lengths)).any():
+            raise ValueError(f"of {batch.lengths.tolist()} tokens 1 to all are keys, got {keys.tolist()}")
 
 
 def _aligned(length: int) -> int:

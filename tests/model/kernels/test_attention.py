@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from openbei.model.kernels import attention as module
-from openbei.model.kernels.attention import BLOCKS, Tiles, attention, attention_twin, block_dim, make_tiles, num_tiles
+from openbei.model.kernels.attention import (
+    BLOCKS,
+    Sequences,
+    Tiles,
+    attention,
+    attention_twin,
+    block_dim,
+    make_tiles,
+    num_tiles,
+)
 from openbei.model.ops import Attention
 from openbei.model.ops.torch import TorchOps
 from openbei.model.spec import Batch
@@ -32,6 +41,7 @@ class Case:
     bias: str | None = None  # slopes, table
     lengths: tuple[int, ...] = MIXED
     rows: int = 64
+    num_keys: tuple[int, ...] | None = None  # of each sequence; None: all its tokens
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Inputs:
     q: Tensor
     k: Tensor
     v: Tensor
-    cu_seqlens: Tensor
+    sequences: Sequences
     tiles: Tiles
     bias: Tensor | None
 
@@ -65,6 +75,13 @@ def cases() -> list[Case]:
         Case("softcap, causal window", replace(one, softcap=2.0, causal=True, window=70)),
         Case("slopes", two, bias="slopes", lengths=SHORT),
         Case("table", two, bias="table", lengths=SHORT),
+        Case("hidden", two, lengths=(70, 0, 1, 130, 64), num_keys=(3, 0, 1, 65, 64)),
+        Case("hidden, tall", one, lengths=(150, 40), rows=128, num_keys=(1, 33)),
+        Case("hidden, causal", replace(one, causal=True), lengths=(150, 40), num_keys=(70, 1)),
+        Case("hidden, window", replace(one, window=126), lengths=(40, 150), num_keys=(1, 87)),
+        Case("hidden, wide window", replace(one, window=398), lengths=(40, 150), num_keys=(1, 70)),
+        Case("hidden, slopes", two, bias="slopes", lengths=SHORT, num_keys=(1, 20, 64)),
+        Case("hidden, table", two, bias="table", lengths=SHORT, num_keys=(1, 20, 64)),
         Case("16 wide", one, 16, lengths=SHORT),
         Case("64 wide", wide, 64, lengths=SHORT),
         Case("96 wide", replace(wide, causal=True), 96, lengths=SHORT),
@@ -74,30 +91,36 @@ def cases() -> list[Case]:
 
 
 def make(case: Case, dtype: torch.dtype, device: str | torch.device = "cpu") -> Inputs:
-    """Random q, k, v as slices of one product, NaN in the rows past the last sequence and spare tiles."""
+    """Random q, k, v as slices of one product, NaN where no query looks and past the last sequence, spare tiles."""
     rng = torch.Generator().manual_seed(len(case.name))
     how, cu_seqlens = case.how, np.cumsum((0, *case.lengths), dtype=np.int32)
     widths = [heads * case.head_dim for heads in (how.num_heads, how.num_kv_heads, how.num_kv_heads)]
     joined = torch.randn(int(cu_seqlens[-1]) + SLACK, sum(widths), generator=rng)
     joined[cu_seqlens[-1] :] = torch.nan
     q, k, v = joined.to(device, dtype).split(widths, dim=1)
+    key_ends = cu_seqlens[:-1] + np.array(case.num_keys or case.lengths, np.int32)
+    for first_hidden, end in zip(key_ends, cu_seqlens[1:], strict=True):
+        k[first_hidden:end], v[first_hidden:end] = torch.nan, torch.nan
+    sequences = Sequences(*(torch.from_numpy(ends).to(device) for ends in (cu_seqlens, key_ends)))
     size = num_tiles(len(joined), len(case.lengths), case.rows)
     tiles = torch.from_numpy(make_tiles(cu_seqlens, case.rows, size)).to(device)
     shape = {"slopes": (how.num_heads,), "table": (how.num_heads, 2 * max(case.lengths) - 1)}
     bias = None if case.bias is None else torch.rand(shape[case.bias], generator=rng).to(device)
-    return Inputs(q, k, v, torch.from_numpy(cu_seqlens).to(device), Tiles(tiles[0], tiles[1], case.rows), bias)
+    return Inputs(q, k, v, sequences, Tiles(tiles[0], tiles[1], case.rows), bias)
 
 
 def defined(case: Case, inputs: Inputs) -> Tensor:
     """The definition: ops/torch.py, over the rows that belong to a sequence."""
-    real = inputs.cu_seqlens[-1]
+    real = inputs.sequences.cu_seqlens[-1]
     table = inputs.bias
     if case.bias == "slopes":
         longest = max(case.lengths)
         table = -inputs.bias[:, None] * torch.arange(1 - longest, longest).abs()
     how = replace(case.how, bias=None if table is None else table.numpy())
     nothing = np.zeros(0, np.int32)
-    ops = TorchOps(Batch(nothing, nothing, nothing, np.unique(inputs.cu_seqlens.numpy())), spec=None)  # none is empty
+    offsets = np.unique(inputs.sequences.cu_seqlens.numpy())  # none is empty
+    num_keys = np.array([num for num in case.num_keys or case.lengths if num], np.int32)
+    ops = TorchOps(Batch(nothing, nothing, nothing, offsets, num_keys), spec=None)
     return ops.attention(inputs.q[:real], inputs.k[:real], inputs.v[:real], how)
 
 
@@ -112,7 +135,7 @@ by_name = pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 @by_name
 def test_the_twin_is_the_definition(case: Case) -> None:
     inputs = make(case, torch.float32)
-    got = attention(inputs.q, inputs.k, inputs.v, inputs.cu_seqlens, inputs.tiles, case.how, inputs.bias)
+    got = attention(inputs.q, inputs.k, inputs.v, inputs.sequences, inputs.tiles, case.how, inputs.bias)
     want = defined(case, inputs)
     torch.testing.assert_close(got[: len(want)], want, atol=2e-6, rtol=0)
     assert not got[len(want) :].any()
@@ -124,9 +147,9 @@ def test_the_kernel_equals_its_twin(case: Case, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(module, "FLOAT32_BLOCKS", dict.fromkeys((64, 128), module.Blocks(64, 4, 1)))  # as in 16 bits
     with interpreted():
-        got = module._launch(inputs.q, inputs.k, inputs.v, inputs.cu_seqlens, inputs.tiles, case.how, inputs.bias)
-    real = inputs.cu_seqlens[-1]
-    want = attention_twin(inputs.q, inputs.k, inputs.v, inputs.cu_seqlens, case.how, inputs.bias)
+        got = module._launch(inputs.q, inputs.k, inputs.v, inputs.sequences, inputs.tiles, case.how, inputs.bias)
+    real = inputs.sequences.cu_seqlens[-1]
+    want = attention_twin(inputs.q, inputs.k, inputs.v, inputs.sequences, case.how, inputs.bias)
     torch.testing.assert_close(got[:real], want[:real], atol=5e-6, rtol=0)
     assert got[real:].isnan().all()  # not written
 
@@ -135,7 +158,7 @@ def test_the_kernel_in_16_bits() -> None:
     case = cases()[0]
     inputs = make(case, torch.float16)
     with interpreted():
-        got = module._launch(inputs.q, inputs.k, inputs.v, inputs.cu_seqlens, inputs.tiles, case.how, None)
+        got = module._launch(inputs.q, inputs.k, inputs.v, inputs.sequences, inputs.tiles, case.how, None)
     assert_as_good_as_the_twin(got, case, inputs)
 
 
@@ -145,13 +168,14 @@ def test_a_sequence_alone_comes_to_the_same_bits(place: str, request: pytest.Fix
         request.getfixturevalue("device")
     case = Case("batch", Attention(2, 1, 0.3, window=80), lengths=(7, 100, 64))
     inputs = make(case, torch.float16, place)
-    alone = torch.tensor([0, case.lengths[1]], dtype=torch.int32)
-    own = slice(case.lengths[0], case.lengths[0] + case.lengths[1])
-    tiles = torch.from_numpy(make_tiles(alone.numpy(), 64, 2)).to(place)
+    length = case.lengths[1]
+    alone = Sequences(*(torch.tensor(ends, dtype=torch.int32, device=place) for ends in ([0, length], [length])))
+    own = slice(case.lengths[0], case.lengths[0] + length)
+    tiles = torch.from_numpy(make_tiles(alone.cu_seqlens.cpu().numpy(), 64, 2)).to(place)
     with interpreted() if place == "cpu" else nullcontext():
-        batch = module._launch(inputs.q, inputs.k, inputs.v, inputs.cu_seqlens, inputs.tiles, case.how, None)
+        batch = module._launch(inputs.q, inputs.k, inputs.v, inputs.sequences, inputs.tiles, case.how, None)
         single = module._launch(
-            inputs.q[own], inputs.k[own], inputs.v[own], alone.to(place), Tiles(tiles[0], tiles[1], 64), case.how, None
+            inputs.q[own], inputs.k[own], inputs.v[own], alone, Tiles(tiles[0], tiles[1], 64), case.how, None
         )
     assert torch.equal(batch[own], single)
 
@@ -161,14 +185,14 @@ def test_a_sequence_alone_comes_to_the_same_bits(place: str, request: pytest.Fix
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_the_kernel_on_a_gpu(case: Case, dtype: torch.dtype, device: torch.device) -> None:
     inputs = make(case, dtype, device)
-    got = attention(inputs.q, inputs.k, inputs.v, inputs.cu_seqlens, inputs.tiles, case.how, inputs.bias)
+    got = attention(inputs.q, inputs.k, inputs.v, inputs.sequences, inputs.tiles, case.how, inputs.bias)
     assert_as_good_as_the_twin(got, case, inputs)
 
 
 def assert_as_good_as_the_twin(got: Tensor, case: Case, inputs: Inputs) -> None:
     """At most twice the twin's own error against float64, or what exp2 costs in float32."""
-    real = inputs.cu_seqlens[-1]
-    arguments = (inputs.cu_seqlens, case.how, inputs.bias)
+    real = inputs.sequences.cu_seqlens[-1]
+    arguments = (inputs.sequences, case.how, inputs.bias)
     exact, twin = (
         attention_twin(*(x.to(dtype) for x in (inputs.q, inputs.k, inputs.v)), *arguments)[:real].double()
         for dtype in (torch.float64, inputs.q.dtype)
@@ -183,8 +207,9 @@ def compiled(how: Attention, head_dim: int, rows: int, bias: tuple[int, ...] | N
     widths = [heads * head_dim for heads in (how.num_heads, how.num_kv_heads, how.num_kv_heads)]
     q, k, v = torch.empty((num_rows, sum(widths)), dtype=torch.bfloat16, device="meta").split(widths, dim=1)
     offsets = torch.empty(9, dtype=torch.int32, device="meta")
+    sequences, tiles = Sequences(offsets, offsets), Tiles(offsets, offsets, rows)
     added = None if bias is None else torch.empty(bias, device="meta")
-    return compile_launch(lambda: module._launch(q, k, v, offsets, Tiles(offsets, offsets, rows), how, added))
+    return compile_launch(lambda: module._launch(q, k, v, sequences, tiles, how, added))
 
 
 ENCODER = Attention(num_heads=16, num_kv_heads=16, scale=0.125)
