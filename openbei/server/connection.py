@@ -20,7 +20,7 @@ MAX_HEAD_BYTES = 65_536  # a head is kept whole until it ends, before anybody is
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection. read_timeout_ms: for a head from its first byte, and for a body's rest after its answer."""
+    """One client's connection. read_timeout_ms: for a head from its first byte, for a body's rest from the answer."""
 
     def __init__(self, *args: Any, read_timeout_ms: int, **options: Any) -> None:
         super().__init__(*args, **options)
