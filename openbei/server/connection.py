@@ -1,7 +1,8 @@
 """uvicorn's reader of HTTP, made impatient: a head that dawdles is answered 408, one that never ends 413, and what is
 no HTTP in JSON.
 
-Owns a connection until a request's head is whole; never touches bodies, routes or answers after that.
+Owns a connection until a request's head is whole, and after an answer that did not wait for the body; never touches
+what is read or said between the two.
 """
 
 import asyncio
@@ -19,23 +20,25 @@ MAX_HEAD_BYTES = 65_536  # a head is kept whole until it ends, before anybody is
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection. read_timeout_ms: for a head, from its first byte."""
+    """One client's connection. read_timeout_ms: for a head from its first byte, for a body's rest from the answer."""
 
     def __init__(self, *args: Any, read_timeout_ms: int, **options: Any) -> None:
         super().__init__(*args, **options)
         self.read_timeout_ms = read_timeout_ms
         self.head_timer: asyncio.TimerHandle | None = None
+        self.rest_timer: asyncio.TimerHandle | None = None
         self.num_head_bytes = 0
         self.deaf = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client that says nothing at all may do so for as long as one that is between two requests."""
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self.be_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's hook."""
         self.stop_timer()
+        self.stop_rest_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -44,6 +47,7 @@ class Connection(HttpToolsProtocol):
             return
         super().data_received(data)
         if self.head_timer is None:
+            self.be_idle()
             return
         self.num_head_bytes += len(data)
         if self.num_head_bytes > MAX_HEAD_BYTES:
@@ -62,6 +66,30 @@ class Connection(HttpToolsProtocol):
         """httptools' hook."""
         self.stop_timer()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """uvicorn's hook. A client may send the rest of a body that was refused, and keep its connection."""
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:
+            self.rest_timer = self.loop.call_later(self.read_timeout_ms / 1000, self.transport.close)
+
+    def on_message_complete(self) -> None:
+        """httptools' hook."""
+        self.stop_rest_timer()
+        super().on_message_complete()
+
+    def be_idle(self) -> None:
+        """Wait for the next request as long as uvicorn does, which forgets that when anything comes in between."""
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self.rest_timer is None and self.timeout_keep_alive_task is None:
+            wait_s, hang_up = self.timeout_keep_alive, self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(wait_s, hang_up)
+
+    def stop_rest_timer(self) -> None:
+        """The body is whole, or nobody waits for it."""
+        if self.rest_timer is not None:
+            self.rest_timer.cancel()
+            self.rest_timer = None
 
     def stop_timer(self) -> None:
         """The head is whole, or nobody waits for it."""

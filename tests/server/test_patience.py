@@ -141,6 +141,61 @@ def test_what_is_no_http_is_answered_in_json(hasty: str, sent: bytes) -> None:
     assert body == b'{"error":"the request is not HTTP that can be read","error_type":"Validation"}'
 
 
+# Bodies that nobody reads, since the answer is known before
+
+REFUSED = {
+    "POST /embed HTTP/1.1\r\nauthorization: Bearer no": 401,
+    "POST /embed HTTP/1.1\r\nauthorization: Bearer k\r\ncontent-type: text/plain": 415,
+    "POST /nowhere HTTP/1.1\r\nauthorization: Bearer k": 404,
+    "PUT /embed HTTP/1.1": 405,
+    "GET /health HTTP/1.1": 200,
+}
+
+
+def refused(address: str, head: str, status: int) -> socket.socket:
+    """A client that has been answered, and whose body is still to come."""
+    client = connect(address)
+    client.sendall(f"{head}\r\nhost: x\r\n\r\n".encode())
+    assert client.recv(65536).startswith(b"HTTP/1.1 %d" % status)
+    return client
+
+
+@pytest.mark.parametrize(("head", "status"), REFUSED.items())
+@pytest.mark.parametrize("size", ["content-length: 50", "transfer-encoding: chunked"])
+def test_the_rest_of_a_refused_body_may_not_dawdle(engine: FakeEngine, head: str, status: int, size: str) -> None:
+    with running(engine, read_timeout_ms=TIMEOUT_MS, api_key="k") as (address, _):
+        client = refused(address, f"{head}\r\n{size}", status)
+        with contextlib.suppress(ConnectionError):  # on a machine so slow that its time is up already
+            client.sendall(b"2")  # which ends the patience that uvicorn has itself
+            assert client.recv(65536) == b""
+        client.close()
+
+
+def test_who_sends_all_of_a_refused_body_keeps_the_connection(engine: FakeEngine) -> None:
+    with running(engine, read_timeout_ms=10 * TIMEOUT_MS, api_key="k") as (address, _):
+        client = refused(address, "POST /embed HTTP/1.1\r\ncontent-length: 100000", 401)
+        client.sendall(b"a" * 100_000)
+        late = connect(address)
+        late.sendall(b"P")
+        assert answer_of(late)[0] == 408  # so the time of the body is up too
+        client.sendall(REQUEST.replace(b"\r\n", b"\r\nauthorization: Bearer k\r\n", 1))
+        assert answer_of(client)[0] == 200
+
+
+@pytest.mark.parametrize("rest", [b"1\r\na\r\n0\r\n\r\n", b"0\r\n\r\n\r\n"])
+def test_a_connection_that_is_idle_again_is_not_kept_for_ever(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
+    """After the rest of a body, and after an empty line, which is no request."""
+    monkeypatch.setattr("openbei.server.serve.KEEP_ALIVE_S", TIMEOUT_MS / 1000)
+    with running(engine, api_key="k") as (address, _):
+        client = refused(address, "POST /embed HTTP/1.1\r\ntransfer-encoding: chunked", 401)
+        with contextlib.suppress(ConnectionError):
+            client.sendall(rest)
+            assert client.recv(65536) == b""
+        client.close()
+
+
 # Priority
 
 KINDS = {"embedding": ("/embed", {"inputs": "a"}), "reranker": ("/v2/rerank", {"query": "q", "documents": ["a"]})}

@@ -1,6 +1,7 @@
 """What hosting platforms ask for: BEI's prefixes and default route, Vertex AI's and SageMaker's routes."""
 
 import asyncio
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from openbei import errors
 from openbei.config import ServerConfig
-from openbei.engine.request import Kind, Options
+from openbei.engine.admission import Admission
+from openbei.engine.request import Kind, Options, Request, Result
 from openbei.errors import ConfigError
 from openbei.server.app import served_path
 from tests.server.conditions import ROWS
@@ -261,6 +263,52 @@ def test_one_instance_that_fails_cancels_the_others(wire: Wire) -> None:
         return response
 
     assert error(asyncio.run(call())) == (424, "Backend")
+
+
+class Narrow(FakeEngine):
+    """Answers what it holds when it is told to, and admits four inputs until then."""
+
+    def __init__(self) -> None:
+        super().__init__(max_client_batch_size=5)
+        self.hold, self.admission, self.waves = True, Admission(4), list[int]()
+
+    def submit(self, request: Request, wait: bool = False) -> Future[Result]:
+        num_permits = self.admission.take(len(request.inputs))
+        future = super().submit(request, wait)
+        future.add_done_callback(lambda _: self.admission.give_back(num_permits))
+        return future
+
+    async def answer(self) -> None:
+        """All that is held, and whatever comes for it."""
+        while True:
+            self.waves += [len(self.held)] if self.held else []
+            self.release()
+            self.hold = True
+            for _ in range(20):  # all that an answer sets off
+                await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("sizes", "waves"), [([4, 4], [1, 1]), ([1, 3, 2, 4, 1], [2, 2, 1]), ([1] * 4, [4])])
+def test_instances_that_do_not_fit_together_wait_for_each_other(sizes: list[int], waves: list[int]) -> None:
+    instances = [{"inputs": [f"{i} {j}" for j in range(size)]} for i, size in enumerate(sizes)]
+    want = [Wire(FakeEngine()).post("/embed", one).json() for one in instances]
+    wire = Wire(Narrow())
+
+    async def call() -> Any:
+        answering = asyncio.ensure_future(wire.engine.answer())
+        response = await wire.send_async("POST", "/vertex", json={"instances": instances}, headers=JSON)
+        answering.cancel()
+        return response.json()
+
+    assert asyncio.run(call()) == {"predictions": want}
+    assert wire.engine.waves == waves
+
+
+def test_instances_that_find_no_room_at_all_are_answered_429() -> None:
+    wire = Wire(Narrow())
+    wire.engine.admission.take(1)
+    body = {"instances": [{"inputs": ["a"] * 4}, {"inputs": ["b"] * 4}]}
+    assert error(wire.post("/vertex", body)) == (429, "Overloaded")
 
 
 def test_the_paths_that_vertex_names() -> None:

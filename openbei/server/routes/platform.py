@@ -4,7 +4,7 @@ Owns the choice of the route that is meant; never touches what that route does.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from openbei.config import ServerConfig
 from openbei.engine.request import Kind
-from openbei.errors import BatchTooLarge, InvalidInput
+from openbei.errors import BatchTooLarge, InvalidInput, Overloaded
 from openbei.server.answers import Compute, json_answer, measured
 from openbei.server.intake import decode, explain, name_of, read
 from openbei.server.route import INPUT_ERRORS, Call, Route
@@ -68,14 +68,35 @@ async def default(call: Call, _: None) -> Response:
 
 
 async def vertex(call: Call, body: VertexRequest) -> Response:
-    """POST /vertex: all instances at once, each by the model that it names; the first that fails is the answer."""
+    """POST /vertex: each instance by the model that it names; the first that fails is the answer."""
     limit = call.engine.config.max_client_batch_size
     if len(body.instances) > limit:
         raise BatchTooLarge(f"batch size {len(body.instances)} > maximum allowed batch size {limit}")
     actions = [action(call, instance, index) for index, instance in enumerate(body.instances)]
-    # If one fails, its error is the answer; once that is sent, intake.answered drops what the others still wait for.
-    outcomes = await asyncio.gather(*(compute(one, shaped) for compute, one, shaped in actions))
-    return json_answer(VertexPredictions([value for value, _ in outcomes]))
+    return json_answer(VertexPredictions(await values(actions)))
+
+
+async def values(actions: Sequence[tuple[Compute, Call, Any]]) -> list[Any]:
+    """What each comes to: all at once; those that find no room beside the others, once these have made some.
+
+    Raises Overloaded where none finds room.
+    """
+    found: dict[int, Any] = {}
+
+    async def attempt(index: int) -> Overloaded | None:
+        compute, call, body = actions[index]
+        try:
+            found[index], _ = await compute(call, body)
+        except Overloaded as error:
+            return error
+        return None
+
+    while left := [index for index in range(len(actions)) if index not in found]:
+        # If one fails, its error is the answer; once that is sent, intake.answered drops what the others wait for.
+        refused = [error for error in await asyncio.gather(*map(attempt, left)) if error is not None]
+        if len(refused) == len(left):
+            raise refused[0]
+    return [found[index] for index in range(len(actions))]
 
 
 def action(call: Call, instance: Mapping[str, Any], index: int) -> tuple[Compute, Call, Any]:
