@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 from openbei.config import EngineConfig
 from openbei.engine.board import Board
@@ -81,14 +82,15 @@ class ModelPosts:
     """The posts of the engine processes. configure: what a model that is asked for later is loaded with.
 
     frontends: gives the frontends that there are. introduced: all of the plan's models were ready, so that the
-    frontends know them; they are told of each later one.
+    frontends know them; they are told of each later one. closed: why none comes or goes now, if so.
     """
 
     def __init__(self, plan: Plan, folder: Path, configure: Configure, frontends: Callable[[], list[Child]]) -> None:
         self._plan, self._folder, self._configure, self._frontends = plan, folder, configure, frontends
         self._numbers, self._budget = count(), Budget(plan.server.max_model_bytes)
         self._several = len(plan.others) > 0
-        self.introduced = self._draining = False
+        self.introduced = False
+        self.closed: Literal["starting", "draining"] | None = "starting"
         self.posts: list[Model] = []
         for config in (plan.engine, *plan.others):
             self._add(config, None if self._several else "engine")
@@ -165,8 +167,8 @@ class ModelPosts:
     def asked(self, child: Child, question: AskLoad | AskUnload) -> None:
         """A frontend asks for a model, or for its end: begin, or say why not."""
         try:
-            if self._draining:
-                raise Unhealthy("unhealthy: draining")
+            if self.closed is not None:
+                raise Unhealthy(f"unhealthy: {self.closed}")
             model = self._let_in(question) if isinstance(question, AskLoad) else self._let_go(question.name)
             model.asker = child, question.number
         except Exception as error:  # a bug must not take the whole server along
@@ -235,7 +237,7 @@ class ModelPosts:
 
     def drain(self) -> None:
         """Nothing comes or goes any more; those that asked are told so."""
-        self._draining = True
+        self.closed = "draining"
         for model in self.posts:
             model.answer(Unhealthy("unhealthy: draining"))
 

@@ -135,7 +135,7 @@ class Supervisor:
     def _announce(self) -> None:
         """Once all processes are ready, say so."""
         if self._models.introduced and not self._announced and all(one.ready for one in self._posts):
-            self._announced = True
+            self._announced, self._models.closed = True, None
             self._on_ready(self._url, *self._models.all().engines)
 
     def _grant(self, model: Model, wants: Wants) -> None:
