@@ -36,6 +36,18 @@ def file_of(model: str | None) -> Path | None:
     return folder / FILE if (folder / FILE).is_file() and not is_model else None
 
 
+def meant(model: str) -> str:
+    """What is no deployment -> a question to put behind the error: the name of the collection most like it, or ""."""
+    import difflib
+
+    path = Path(model)
+    if path.parent.name not in ("", collection().name):
+        return ""  # a hub id, or a folder of another kind
+    names = {file.parent.name.lower(): file.parent.name for file in collection().glob(f"*/{FILE}")}
+    found = difflib.get_close_matches(path.name.lower(), names, n=1)
+    return f"; did you mean {names[found[0]]}?" if found else ""
+
+
 def is_artifact(folder: Path) -> bool:
     """True of what bei build made."""
     return (folder / "manifest.json").is_file()

@@ -15,9 +15,9 @@ import orjson
 from click.core import ParameterSource
 
 from openbei.config import EngineConfig, ServerConfig
-from openbei.deployment_file import FILE, collection, file_of, is_artifact
+from openbei.deployment_file import FILE, collection, file_of, is_artifact, meant
 from openbei.engine.devices import gpu_number
-from openbei.errors import ConfigError, OpenBeiError
+from openbei.errors import ConfigError, ModelNotFound, OpenBeiError
 from openbei.flags import META, ConfigCommand, Typed, pick, split
 
 if TYPE_CHECKING:
@@ -28,7 +28,21 @@ Values = dict[str, Any]
 DEPLOYMENT = "openbei.deployment"  # where a click context keeps the file that is built of
 
 
-class ServeCommand(ConfigCommand):
+class ModelCommand(ConfigCommand):
+    """A command whose MODEL may be a deployment: one that is not found may be one whose name is misspelled."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        words = [*ctx.params.get("models", ()), ctx.params.get("model"), ctx.params["model_id"]]
+        try:
+            return super().invoke(ctx)
+        except ModelNotFound as error:
+            models = [word.rpartition("=")[2] for word in words if word]
+            question = next((meant(model) for model in models if model in str(error)), "")
+            raise ModelNotFound(f"{error}{question}") from None
+
+
+class ServeCommand(ModelCommand):
     """A command whose MODEL may be a deployment: the arguments of its config.yaml are read as if typed first."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -58,7 +72,7 @@ class ServeCommand(ConfigCommand):
         return rest
 
 
-class BuildCommand(ConfigCommand):
+class BuildCommand(ModelCommand):
     """A command whose MODEL may be a deployment: of its arguments, those that a build has too, as if typed first."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -161,7 +175,8 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
 
     file = file_of(str(ctx.obj / name)) or file_of(name)
     if file is None:
-        raise click.ClickException(f"{name} is no deployment: `bei deployments list` names those of {ctx.obj}")
+        told = f"{name} is no deployment: `bei deployments list` names those of {ctx.obj}{meant(name)}"
+        raise click.ClickException(told)
     deployment = read(file, on_cpu=gpu_number("auto") is None)
     facts = _facts(deployment) | settings(ctx, deployment) | {"variables": deployment.environment}
     if as_json:

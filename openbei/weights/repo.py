@@ -138,9 +138,10 @@ def advice(model: str, options: HubOptions, error: Exception) -> str:
         case errors.RepositoryNotFoundError():
             told = f"there is no folder {model}, and no model of this name at {hub}, or it is private: {token}"
         case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
-            told = f"{model} is not in the cache and HF_HUB_OFFLINE is set: unset it, {folder}"
+            told = f"there is no folder {model}, it is not in the cache, and HF_HUB_OFFLINE is set: unset it, {folder}"
         case errors.LocalEntryNotFoundError():
-            told = f"{model} is not in the cache, and {hub} fails: check the network and HF_ENDPOINT, {folder}"
+            missing = f"there is no folder {model}, it is not in the cache"
+            told = f"{missing}, and {hub} fails: check the network and HF_ENDPOINT, {folder}"
         case _:
             told = f"{model} could not be fetched from {hub}: {type(error).__name__}: {_one_line(error)}"
     return told

@@ -7,6 +7,7 @@ import pytest
 
 from openbei import router
 from openbei.deployment_file import file_of
+from openbei.errors import ModelNotFound
 from tests.cli.conftest import Bei, Seen, bei, seen  # noqa: F401 - fixtures
 from tests.deployments.forms import COLLECTION, ROWS, TEI, tei, write
 
@@ -64,6 +65,36 @@ def test_a_name_of_the_collection_is_a_deployment(bei: Bei, seen: Seen) -> None:
     assert seen.model == "sentence-transformers/all-MiniLM-L6-v2"
     assert bei("serve", "nobody", "--port", "0").exit_code == 0
     assert seen.model == "nobody"  # which the hub may know
+
+
+@pytest.mark.parametrize(
+    ("command", "model", "question"),
+    [
+        ("serve", "BEI-baai-bge-m3-dense", "; did you mean BEI-baai-bge-m3-embedding-dense?"),
+        ("serve", "deployments/bei-baai-bge-m3-embeding-dense", "; did you mean BEI-baai-bge-m3-embedding-dense?"),
+        ("serve", "name=./BEI-baai-bge-m3-dense/", "; did you mean BEI-baai-bge-m3-embedding-dense?"),
+        ("info", "BEI-baai-bge-m3-dense", "; did you mean BEI-baai-bge-m3-embedding-dense?"),
+        ("build", "./BEI-baai-bge-m3-dense", "; did you mean BEI-baai-bge-m3-embedding-dense?"),
+        ("deployments show", "BEI-baai-bge-m3-dense", "; did you mean BEI-baai-bge-m3-embedding-dense?"),
+        ("serve", "nope", ""),
+        ("serve", "baai/bge-reranker-large", ""),
+        ("serve", "models/BEI-baai-bge-m3-dense", ""),
+    ],
+)
+def test_a_misspelled_deployment(
+    command: str,
+    model: str,
+    question: str,
+    bei: Bei,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(model: str, _: object) -> None:
+        raise ModelNotFound(f"there is no folder {model}")
+
+    monkeypatch.setattr("openbei.engine.start.load", load)
+    result = bei(*command.split(), model)
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].endswith(question or f"no folder {model}")
 
 
 def test_what_is_a_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
