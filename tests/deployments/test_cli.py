@@ -91,7 +91,7 @@ def test_a_misspelled_deployment(
     def load(model: str, _: object) -> None:
         raise ModelNotFound(f"there is no folder {model}")
 
-    monkeypatch.setattr("openbei.weights.load.load", load)
+    monkeypatch.setattr("openbei.engine.start.load", load)
     result = bei(*command.split(), model)
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].endswith(question or f"no folder {model}")

@@ -34,6 +34,4 @@ def test_models_come_and_go_only_between_start_and_end(tmp_path: Path) -> None:
     posts.drain()
     posts.asked(frontend, AskLoad(4, "third", None, None))
     refused = [(1, "starting"), (2, "starting"), (3, "draining"), (4, "draining")]
-    assert frontend.told == [
-        Answer(number, error=(Unhealthy, f"unhealthy: {reason}")) for number, reason in refused
-    ]
+    assert frontend.told == [Answer(number, error=(Unhealthy, f"unhealthy: {reason}")) for number, reason in refused]
