@@ -133,7 +133,8 @@ def _serve_processes(
 ) -> None:
     from openbei import logs
     from openbei.describe import served_facts
-    from openbei.server.processes import EngineAt, Plan
+    from openbei.server.messages import EngineAt
+    from openbei.server.processes import Plan
     from openbei.server.supervisor import supervise
 
     def on_ready(url: str, *engines_at: EngineAt) -> None:

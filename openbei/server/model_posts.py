@@ -19,21 +19,9 @@ from openbei.engine.loading import Configure, as_answer
 from openbei.engine.models import unknown
 from openbei.errors import Conflict, InternalError, LoadFailed, OpenBeiError, RequestError, Unhealthy
 from openbei.server.child import Child
+from openbei.server.messages import All, Answer, AskLoad, AskUnload, EngineAt, Has, Leave, Left, Refused, Wants
 from openbei.server.posts import Post
-from openbei.server.processes import (
-    All,
-    Answer,
-    AskLoad,
-    AskUnload,
-    EngineAt,
-    Has,
-    Leave,
-    Left,
-    Plan,
-    Refused,
-    Wants,
-    run_engine,
-)
+from openbei.server.processes import Plan, run_engine
 
 log = logging.getLogger(__name__)
 

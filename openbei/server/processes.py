@@ -18,14 +18,13 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from openbei.config import EngineConfig, ServerConfig
-from openbei.engine.budget import Need
 from openbei.engine.request import EngineInfo
-from openbei.errors import OpenBeiError, RequestError
+from openbei.errors import OpenBeiError
 from openbei.server.child import follow, started
+from openbei.server.messages import All, EngineAt, Runs, Wants
 
 if TYPE_CHECKING:
     from openbei.engine.executor import Executor
-    from openbei.engine.settle import Served
     from openbei.weights.checkpoint import Checkpoint
 
 HUNG = 70  # exit status
@@ -54,114 +53,11 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineAt:
-    """An engine process that is ready, the socket that it listens on, and what it serves. facts: Plan.describe's.
-
-    board: where the metrics of that model lie.
-    """
-
-    path: Path
-    served: "Served"
-    facts: dict[str, Any]
-    board: Path = Path()
-
-    @property
-    def name(self) -> str:
-        """The name under which it is served."""
-        return self.served.info.served_model_name
-
-
-@dataclass(frozen=True, slots=True)
 class Place:
     """A frontend's own: its row of every board, and the file descriptor of its listening socket."""
 
     row: int
     listener: int
-
-
-# An engine process -> the supervisor: Wants, then an EngineAt or an error; to it: True, and None for the end.
-
-
-@dataclass(frozen=True, slots=True)
-class Wants:
-    """A model that was read asks whether it may be loaded under that name; it waits for the answer, True."""
-
-    name: str
-    need: Need
-
-
-# The supervisor -> a frontend: All, then each EngineAt that comes or comes back, Leave, and Answer.
-# A frontend -> the supervisor: None when it listens, then Runs again and again, Has, Refused and Left, and AskLoad and
-# AskUnload for its clients.
-
-
-@dataclass(frozen=True, slots=True)
-class All:
-    """Every model there is. several: there are or were more than one."""
-
-    engines: tuple[EngineAt, ...]
-    several: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """Let go of a model, once its requests are answered."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Runs:
-    """A frontend's event loop runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Has:
-    """A frontend serves a model."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A frontend cannot serve a model."""
-
-    name: str
-    error: OpenBeiError
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A frontend serves a model no longer."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class AskLoad:
-    """A client wants a model. number: of the question, of that frontend's."""
-
-    number: int
-    model: str
-    name: str | None
-    revision: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class AskUnload:
-    """A client wants a model to go."""
-
-    number: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of a question: the model's name, or an error's class and words."""
-
-    number: int
-    name: str = ""
-    error: "tuple[type[RequestError], str] | None" = None
 
 
 def run_engine(pipe: "Connection[Any, Any]", plan: Plan, board: Path, path: Path) -> None:

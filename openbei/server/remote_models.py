@@ -17,7 +17,7 @@ from openbei.engine.models import Models, in_thread
 from openbei.engine.remote import RemoteCore
 from openbei.engine.request import EngineInfo
 from openbei.errors import OpenBeiError
-from openbei.server.processes import Answer, AskLoad, AskUnload, EngineAt, Has, Leave, Left, Refused
+from openbei.server.messages import Answer, AskLoad, AskUnload, EngineAt, Has, Leave, Left, Refused
 
 log = logging.getLogger(__name__)
 

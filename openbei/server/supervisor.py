@@ -18,21 +18,10 @@ from openbei.errors import ConfigError, Conflict, Forbidden, OpenBeiError, OutOf
 from openbei.server import posts
 from openbei.server.child import Child
 from openbei.server.listen import listen_shared, url
+from openbei.server.messages import AskLoad, AskUnload, EngineAt, Has, Left, Refused, Runs, Wants
 from openbei.server.model_posts import Model, ModelPosts
 from openbei.server.posts import Ended, Post, Said, Signal
-from openbei.server.processes import (
-    AskLoad,
-    AskUnload,
-    EngineAt,
-    Has,
-    Left,
-    Place,
-    Plan,
-    Refused,
-    Runs,
-    Wants,
-    run_frontend,
-)
+from openbei.server.processes import Place, Plan, run_frontend
 
 log = logging.getLogger(__name__)
 

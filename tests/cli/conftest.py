@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from openbei.cli import main
 from openbei.config import EngineConfig, ServerConfig
 from openbei.engine.settle import Served
-from openbei.server.processes import EngineAt, Plan
+from openbei.server.messages import EngineAt
+from openbei.server.processes import Plan
 from openbei.weights.load import LoadOptions
 from tests.cli.fakes import FakeEngine, checkpoint
 

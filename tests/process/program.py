@@ -15,7 +15,8 @@ from pathlib import Path
 
 from openbei import logs
 from openbei.config import EngineConfig, ServerConfig
-from openbei.server.processes import EngineAt, Plan
+from openbei.server.messages import EngineAt
+from openbei.server.processes import Plan
 from openbei.server.supervisor import supervise
 from tests.process.fakes import describe, open_model
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from openbei.config import EngineConfig, ServerConfig
 from openbei.errors import Unhealthy
+from openbei.server.messages import Answer, AskLoad, AskUnload
 from openbei.server.model_posts import ModelPosts
-from openbei.server.processes import Answer, AskLoad, AskUnload, Plan
+from openbei.server.processes import Plan
 
 
 class Frontend:

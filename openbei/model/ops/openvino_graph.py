@@ -31,6 +31,7 @@ class Graph:
 
     def __init__(self, result: ov.Node, inputs: Sequence[ov.Node], options: CompileOptions) -> None:
         self._packed: set[Hashable] = set()
+        self._idle: list[ov.InferRequest] = []
         graph = ov.Model([op.result(result)], list(inputs))
         self._compiled = ov.Core().compile_model(graph, "CPU", _properties(options))
 
@@ -48,9 +49,15 @@ class Graph:
         return answer
 
     def _infer(self, inputs: list[Array]) -> NDArray[np.float32]:
-        request = self._compiled.create_infer_request()
+        """Requests are kept: OpenVINO may abort the process where one is freed as soon as it has answered."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
         request.infer(inputs, share_inputs=True)
-        return np.array(request.get_output_tensor(0).data)
+        answer = np.array(request.get_output_tensor(0).data)
+        self._idle.append(request)
+        return answer
 
 
 def native_bfloat16() -> bool:
