@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.gpu.clock import rotated, seconds
 from openbei.engine.machine import Machine
-from openbei.model.kernels.attention import Tiles, attention, make_tiles, num_tiles, rows_per_tile
+from openbei.model.kernels.attention import Sequences, Tiles, attention, make_tiles, num_tiles, rows_per_tile
 from openbei.model.kernels.few_rows import MAX_TOKENS, few_rows, workspace
 from openbei.model.kernels.linear import gated_fp8, gated_linear, linear, linear_fp8, linear_fp8_own
 from openbei.model.kernels.quantize import Quantized, quantize_rows, quantize_weight
@@ -147,7 +147,8 @@ def _ours(machine: Machine, qkv: tuple[Tensor, ...], ends: Any, how: Attention) 
     size = num_tiles(int(ends[-1]), len(ends) - 1, rows)
     sequence, first_row = torch.from_numpy(make_tiles(ends, rows, size)).to(machine.location)
     cu_seqlens = torch.from_numpy(ends).to(machine.location)
-    return lambda: attention(*qkv, cu_seqlens, Tiles(sequence, first_row, rows), how)
+    sequences = Sequences(cu_seqlens, cu_seqlens[1:].clone())
+    return lambda: attention(*qkv, sequences, Tiles(sequence, first_row, rows), how)
 
 
 def _flash(qkv: tuple[Tensor, ...], ends: Any, how: Attention, head_dim: int, length: int) -> Any:

@@ -140,7 +140,7 @@ def test_bulk_leaves_a_quarter_of_the_permits(make: Make) -> None:
 
 def test_a_bulk_request_larger_than_its_share_passes_when_the_house_is_empty(make: Make) -> None:
     house = make(max_concurrent_requests=4)
-    future = submit(house, *[words(1)] * 5, bulk=True)
+    future = house.engine.submit(Request(inputs=[words(1)] * 5, options=RAW, bulk=True))
     house.next_run().finish()
     assert len(future.result(WAIT_S).rows) == 5
 

@@ -18,7 +18,7 @@ import transformers
 
 from openbei.weights.repo import locate
 from tests.families import network, save
-from tests.process.test_process import HELLO_WORLD, LAYOUTS, Server
+from tests.process.test_process import HELLO_WORLD, LAYOUTS, Server, wait_until
 
 KEY = {"authorization": "Bearer k"}
 WIDTH = 48  # of the tiny embedder's vectors
@@ -101,9 +101,10 @@ def test_an_unloaded_model_gives_its_memory_back(reranker: Path) -> None:
         assert resident_mb(server) - before > 100
         assert ask(server, "/models/unload", {"model": "mini"}).status_code == 200
         taken.append(resident_mb(server))
+    # A compilation that is still under way holds the weights until it is through.
+    wait_until(lambda: resident_mb(server) - min(taken) < 50, limit_s=20)
     server.process.send_signal(signal.SIGTERM)
     server.process.communicate(timeout=20)
-    assert taken[2] - taken[0] < 50, taken
 
 
 def resident_mb(server: Server) -> float:
