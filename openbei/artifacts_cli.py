@@ -4,7 +4,6 @@ Owns what a person types and reads of them; never touches tensors.
 """
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,13 @@ import click
 import orjson
 
 from openbei.config import EngineConfig
-from openbei.deployments_cli import DEPLOYMENT, BuildCommand
+from openbei.deployments_cli import DEPLOYMENT, NOT_OF_LOADING, BuildCommand
 from openbei.errors import ConfigError
 from openbei.flags import Secret, config_options, pick, settle_model
 
 if TYPE_CHECKING:
     from openbei.weights.build import Examined, Phase
     from openbei.weights.checkpoint import Checkpoint
-
-BUILDING_ONLY = ("model_id", "revision", "dtype", "pooling", "huggingface_hub_cache", "hf_token")
 
 
 @click.command(cls=BuildCommand)
@@ -37,7 +34,7 @@ BUILDING_ONLY = ("model_id", "revision", "dtype", "pooling", "huggingface_hub_ca
 )
 @click.option("--store-limit", type=click.INT, help="Bytes in the store; what was not used for longest is removed")
 @click.option("--progress/--no-progress", default=None, help="A count on stderr; only on a terminal if not set")
-@config_options(EngineConfig, exclude=[item.name for item in fields(EngineConfig) if item.name not in BUILDING_ONLY])
+@config_options(EngineConfig, exclude=NOT_OF_LOADING)
 @click.pass_context
 def build(ctx: click.Context, /, **values: Any) -> None:
     """Build MODEL into an artifact, a folder that bei serve starts from without a network, and print that folder.

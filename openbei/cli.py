@@ -8,7 +8,6 @@ import os
 import signal
 import stat
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import orjson
 
 from openbei.artifacts_cli import build, list_artifacts, remove_artifacts, verify
 from openbei.config import EngineConfig
-from openbei.deployments_cli import InfoCommand, deployments
+from openbei.deployments_cli import NOT_OF_LOADING, InfoCommand, deployments
 from openbei.errors import OpenBeiError
 from openbei.flags import ConfigCommand, config_options, pick, settle_model
 from openbei.serve_cli import serve
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from openbei.progress import Progress
 
 SERVING_ONLY = ("served_model_name", "max_concurrent_requests", "max_queue_tokens", "max_client_batch_size")
-LOADING_ONLY = ("model_id", "revision", "dtype", "pooling", "huggingface_hub_cache", "hf_token")
 FORMATS = ("auto", "lines", "jsonl")
 OUTPUT_HELP = "JSONL, or a NumPy array if it ends in .npy; stdout if not set"
 FORMAT_HELP = "auto goes by FILE's suffix, else by its first line: a JSON string or object makes it jsonl"
@@ -126,7 +124,7 @@ def _size_bytes(source: Path | None) -> int | None:
 @main.command(cls=InfoCommand)
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON")
-@config_options(EngineConfig, exclude=[item.name for item in fields(EngineConfig) if item.name not in LOADING_ONLY])
+@config_options(EngineConfig, exclude=NOT_OF_LOADING)
 @click.pass_context
 def info(ctx: click.Context, /, as_json: bool, **values: Any) -> None:
     """Tell what openbei understands of MODEL, or why it refuses it; MODEL as for serve."""

@@ -6,7 +6,7 @@ flag > file > environment > default. Never touches models or requests.
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Values = dict[str, Any]
 
+# What `bei build` and `bei info` do not take: they read a model, and serve nothing.
+LOADING = ("model_id", "revision", "dtype", "pooling", "huggingface_hub_cache", "hf_token")
+NOT_OF_LOADING = tuple(item.name for item in fields(EngineConfig) if item.name not in LOADING)
 DEPLOYMENT = "openbei.deployment"  # where a click context keeps the file that is built of
 
 
