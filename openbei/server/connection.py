@@ -16,6 +16,7 @@ from openbei.server.negotiate import to_json
 from openbei.wire.tei import TEIError
 
 REASONS = {400: b"Bad Request", 408: b"Request Timeout", 413: b"Request Entity Too Large"}
+FIRST_S = 1  # how long a server that stops waits for those who have connected and not asked yet
 MAX_HEAD_BYTES = 65_536  # a head is kept whole until it ends, before anybody is asked for a key
 
 
@@ -28,7 +29,7 @@ class Connection(HttpToolsProtocol):
         self.head_timer: asyncio.TimerHandle | None = None
         self.rest_timer: asyncio.TimerHandle | None = None
         self.num_head_bytes = 0
-        self.deaf = False
+        self.deaf = self.leaving = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client that says nothing at all may do so for as long as one that is between two requests."""
@@ -66,12 +67,22 @@ class Connection(HttpToolsProtocol):
         """httptools' hook."""
         self.stop_timer()
         super().on_headers_complete()
+        if self.leaving:
+            self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         """uvicorn's hook. A client may send the rest of a body that was refused, and keep its connection."""
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body:
             self.rest_timer = self.loop.call_later(self.read_timeout_ms / 1000, self.transport.close)
+
+    def shutdown(self) -> None:
+        """uvicorn's hook. A request that is on its way, as far as can be told, is answered as the last one."""
+        if self.cycle is None or self.head_timer is not None:
+            self.leaving = True
+            self.loop.call_later(FIRST_S, super().shutdown)
+        else:
+            super().shutdown()
 
     def on_message_complete(self) -> None:
         """httptools' hook."""

@@ -106,12 +106,8 @@ class Served:
     def health(self) -> int:
         return httpx.get(f"{self.url}/health").status_code
 
-    def max_input_length(self) -> int | None:
-        """None from a frontend that leaves: it hangs up on who has connected and not asked yet."""
-        try:
-            return int(httpx.get(f"{self.url}/info").json()["max_input_length"])
-        except httpx.RemoteProtocolError:
-            return None
+    def max_input_length(self) -> int:
+        return int(httpx.get(f"{self.url}/info").json()["max_input_length"])
 
     def wait_until_whole(self) -> None:
         """Every process is there, and all frontends say that they are ready."""

@@ -20,6 +20,7 @@ from openbei import errors
 from openbei.config import ServerConfig
 from openbei.engine.request import Request, Result
 from openbei.errors import ConfigError
+from openbei.server import connection
 from openbei.server.serve import listen, serve, url
 from tests.server.fakes import DIM, FakeEngine, vector
 from tests.server.live import running, wait_for
@@ -233,6 +234,31 @@ def test_draining_answers_what_is_in_flight_and_refuses_the_rest(engine: FakeEng
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         client.close()
         wait_for(lambda: engine.closed)
+
+
+@pytest.mark.parametrize("begun", [b"", POST])
+def test_a_client_that_has_connected_and_not_asked_yet_is_answered_at_the_end(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(connection, "FIRST_S", 20)
+    request = POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY)
+    with running(engine) as (address, server), connect(address) as client:
+        client.sendall(begun)
+        wait_for(lambda: [one.head_timer is not None for one in server.server_state.connections] == [bool(begun)])
+        server.handle_exit(signal.SIGTERM, None)
+        wait_for(lambda: [one.leaving for one in server.server_state.connections] == [True])
+        client.sendall(request.removeprefix(begun))
+        assert read_all(client).startswith(b"HTTP/1.1 503")
+
+
+def test_a_client_that_never_asks_does_not_keep_a_server_up(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "FIRST_S", 0.01)
+    with running(engine) as (address, server), connect(address) as client:
+        wait_for(lambda: server.server_state.connections)
+        server.handle_exit(signal.SIGTERM, None)
+        assert read_all(client) == b""
 
 
 @contextmanager
