@@ -10,7 +10,7 @@ import pytest
 
 from openbei import errors
 from tests.server.fakes import FakeEngine
-from tests.server.test_sockets import BODY, POST, connect, read_all, running, wait_for
+from tests.server.test_sockets import BODY, POST, connect, read_all, read_answer, running, wait_for
 from tests.server.wire import Wire
 
 TIMEOUT_MS = 50
@@ -84,7 +84,7 @@ def test_the_time_for_a_request_ends_with_the_request(engine: FakeEngine, hasty:
     late.sendall(b"P")
     assert answer_of(late)[0] == 408  # so the time of the first is up too
     engine.release()
-    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    assert read_answer(client) == 200
     late = connect(hasty)
     late.sendall(b"P")
     assert answer_of(late)[0] == 408
@@ -156,7 +156,7 @@ def refused(address: str, head: str, status: int) -> socket.socket:
     """A client that has been answered, and whose body is still to come."""
     client = connect(address)
     client.sendall(f"{head}\r\nhost: x\r\n\r\n".encode())
-    assert client.recv(65536).startswith(b"HTTP/1.1 %d" % status)
+    assert read_answer(client) == status
     return client
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,6 +39,14 @@ def address(engine: FakeEngine) -> Iterator[str]:
 def connect(address: str) -> socket.socket:
     parts = urlsplit(address)
     return socket.create_connection((parts.hostname, parts.port), timeout=10)
+
+
+def read_answer(client: socket.socket) -> int:
+    """One answer, head and body, which need not come in one piece -> its status."""
+    response = HTTPResponse(client)
+    response.begin()
+    response.read()
+    return response.status
 
 
 def read_all(client: socket.socket) -> bytes:
