@@ -38,7 +38,9 @@ class EngineConfig:
     pooling: PoolingFlag | None = _flag(None, "cls, mean, last-token or splade; the model's own files if not set")
     tokenization_workers: int | None = _flag(None, "Tokenizer threads; one a core if not set", minimum=1)
     max_concurrent_requests: int = _flag(8192, "Inputs admitted at once; more is answered 429", minimum=1)
-    max_batch_tokens: int | None = _flag(None, "Tokens in one forward; by device if not set", minimum=1)
+    max_batch_tokens: int | None = _flag(
+        None, "Most tokens in one forward; a device that fewer keep busy takes fewer", minimum=1
+    )
     max_batch_requests: int | None = _flag(None, "Inputs in one forward; no limit if not set", minimum=1)
     max_input_length: int | None = _flag(None, "Tokens of one input, where the model takes more", minimum=1)
     max_queue_tokens: int = _flag(4_194_304, "Tokens waiting at once; more is answered 429", minimum=1)

@@ -47,7 +47,7 @@ def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, devic
         embedding_dim=checkpoint.model.embedding_dim,
         vocab_size=checkpoint.model.spec.vocab_size,
         max_input_length=text.max_length,
-        max_batch_tokens=config.max_batch_tokens or device.max_batch_tokens,
+        max_batch_tokens=device.batch_tokens(config.max_batch_tokens),
         tokenization_workers=config.tokenization_workers or os.cpu_count() or 1,
         prompts=text.prompts,
         kind=kind_of(checkpoint),

@@ -79,8 +79,11 @@ def test_batches_hold_neighbours_in_length_across_requests(make: Make) -> None:
     assert sizes == [[9], [2, 2, 3], [8]]
 
 
-def test_max_batch_tokens_of_the_config_wins_over_the_device(make: Make) -> None:
-    house = make(lane_tokens=100, max_batch_tokens=4, max_length=4)
+@pytest.mark.parametrize(("lane_tokens", "max_batch_tokens"), [(100, 4), (4, 100), (4, None)])
+def test_a_batch_keeps_to_what_fills_a_lane_and_to_a_limit_below_that(
+    make: Make, lane_tokens: int, max_batch_tokens: int | None
+) -> None:
+    house = make(lane_tokens=lane_tokens, max_batch_tokens=max_batch_tokens, max_length=4)
     blocker = busy(house)
     for _ in range(4):
         submit_and_wait(house, words(2))
