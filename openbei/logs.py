@@ -68,6 +68,12 @@ def start(json_output: bool) -> None:
     logging.basicConfig(level=level, handlers=[Mailbox(records)], force=True)
 
 
+def as_json(message: str) -> str:
+    """What is to be told before start() -> a line as the log's own in JSON."""
+    record = {"name": "openbei", "levelname": "INFO", "msg": message}
+    return JsonFormatter().format(logging.makeLogRecord(record))
+
+
 def _level(said: str) -> str:
     words = [word.strip().upper() for word in said.split(",") if "=" not in word]
     level = next(filter(None, words), "INFO")
