@@ -7,7 +7,7 @@ Owns names, defaults and ranges; never touches models or sockets.
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from openbei.errors import ConfigError
 
@@ -112,3 +112,6 @@ def _check(config: EngineConfig | ServerConfig) -> None:
         value, minimum = getattr(config, item.name), item.metadata["minimum"]
         if minimum is not None and value is not None and value < minimum:
             raise ConfigError(f"{item.name} must be at least {minimum}, got {value}")
+        words = [get_args(kind) for kind in (item.type, *get_args(item.type)) if get_origin(kind) is Literal]
+        if words and value is not None and value not in words[0]:
+            raise ConfigError(f"{item.name} must be one of {', '.join(words[0])}, got {value!r}")

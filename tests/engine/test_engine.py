@@ -1,11 +1,13 @@
 """Level 7: the engine over a fake executor and a fake clock. Exact, and nothing sleeps."""
 
+import math
 import threading
 import weakref
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import numpy as np
 import pytest
@@ -566,6 +568,23 @@ def test_one_text_is_not_taken_for_a_list_of_its_letters(make_here: Make, call: 
 
 
 @pytest.mark.parametrize(
+    ("call", "args", "found"),
+    [
+        ("embed", [["fox", math.nan]], "input 1 is of type float; taken are texts"),
+        ("embed", [[None]], "input 0 is of type NoneType"),
+        ("embed", [[[3, -1]]], "input 0 is of type list"),
+        ("classify", [[["fox", "hen"]]], "input 0 is of type list; .* Pairs of texts"),
+        ("rerank", ["fox", ["hen", math.nan]], "input 1 is of type Pair"),
+    ],
+)
+def test_what_is_no_input_is_refused_by_its_place(make_here: Make, call: str, args: list[Any], found: str) -> None:
+    house = make_here()
+    with pytest.raises(InvalidInput, match=found):
+        getattr(house.engine, call)(*args)
+    assert house.idle()
+
+
+@pytest.mark.parametrize(
     ("config", "limit"),
     [
         ({}, 100),
@@ -585,6 +604,8 @@ def test_the_longest_input(make: Make, config: dict, limit: int) -> None:
         ({"default_prompt_name": "nope"}, "nope"),
         ({"max_batch_tokens": 10, "auto_truncate": False}, "max_batch_tokens 10 < max_input_length 100"),
         ({"default_prompt": "a", "default_prompt_name": "b"}, "exclude each other"),
+        ({"dtype": "int8"}, "dtype must be one of auto, float32, .*, got 'int8'"),
+        ({"pooling": "max"}, "pooling must be one of cls, .*, got 'max'"),
     ],
 )
 def test_a_wrong_config_is_refused_at_start(make: Make, config: dict, match: str) -> None:
