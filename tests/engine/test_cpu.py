@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from openbei.engine import cores as engine_cores
 from openbei.engine import cpu
-from openbei.engine.cpu import CpuExecutor, choose_dtype, count_cores
+from openbei.engine.cores import count_cores
+from openbei.engine.cpu import CpuExecutor, choose_dtype
 from openbei.errors import ConfigError
 from openbei.model.spec import Head, HeadLayer, Linear, Model, pack
 from tests.engine.fakes import MODEL, NOTHING, SPEC
@@ -53,9 +55,9 @@ def test_cores_are_physical_allowed_and_within_the_quota(
 ) -> None:
     """CPU n and CPU n + 2 are threads of one core."""
     fake_os = SimpleNamespace(sched_getaffinity=lambda _: cpus, cpu_count=lambda: len(cpus))
-    monkeypatch.setattr(cpu, "os", fake_os)
-    monkeypatch.setattr(cpu, "_siblings", lambda cpu: str(cpu % 2))
-    monkeypatch.setattr(cpu, "_quota", lambda: quota)
+    monkeypatch.setattr(engine_cores, "os", fake_os)
+    monkeypatch.setattr(engine_cores, "_siblings", lambda cpu: str(cpu % 2))
+    monkeypatch.setattr(engine_cores, "_quota", lambda: quota)
     assert count_cores() == cores
 
 

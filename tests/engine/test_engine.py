@@ -613,6 +613,11 @@ def test_a_wrong_config_is_refused_at_start(make: Make, config: dict, match: str
         make(**config)
 
 
+def test_there_is_a_tokenizer_thread_for_each_core_that_may_be_used(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openbei.engine.settle.count_cores", lambda: 3)
+    assert make().engine.info.tokenization_workers == 3
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused_at_start(tmp_path: Path) -> None:
     source = checkpoint(tmp_path)
     smaller = replace(source, model=replace(source.model, spec=replace(source.model.spec, vocab_size=VOCAB_SIZE - 1)))
