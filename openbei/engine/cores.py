@@ -6,6 +6,9 @@ Imports nothing heavy: whoever tokenises asks too, not only what computes.
 import os
 from pathlib import Path
 
+GROUP = Path("/sys/fs/cgroup")
+QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # of a control group, of both versions
+
 
 def count_cores() -> int:
     """Physical cores that this process may use: affinity and the container's quota counted, at least 1."""
@@ -24,8 +27,11 @@ def _siblings(cpu: int) -> str:
 
 def _quota() -> int:
     """CPUs that the control group allows, rounded up; a large number where there is no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return -(-int(quota) // int(period))
-    except (OSError, ValueError):
-        return 1 << 16
+    for names in QUOTAS:
+        try:
+            quota, period = (int(word) for name in names for word in (GROUP / name).read_text().split())
+        except (OSError, ValueError):  # not this version, or "max"
+            continue
+        if quota > 0:  # -1 is no limit
+            return -(-quota // period)
+    return 1 << 16

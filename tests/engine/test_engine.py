@@ -613,7 +613,7 @@ def test_a_wrong_config_is_refused_at_start(make: Make, config: dict, match: str
         make(**config)
 
 
-def test_there_is_a_tokenizer_thread_for_each_core_that_may_be_used(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_a_tokenizer_thread_for_each_core_it_may_use(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openbei.engine.settle.count_cores", lambda: 3)
     assert make().engine.info.tokenization_workers == 3
 
