@@ -234,6 +234,9 @@ def _notes(row: Facts) -> str:
     if "query" in model:
         notes.append(f"Before a query stands {facts_page._code(model['query'])}" + _before_document(model))
         notes.append("The client writes it, or the request's `prompt_name` asks for one that the model's files name.")
+    if seed(row).stored.layout == "bin":
+        notes.append("The weights are a `pytorch_model.bin`: fetching or building them takes `pip install torch`,")
+        notes.append("serving what was built does not.")
     if seed(row).pooling:
         notes.append("The model's files may not say how to pool; `POOLING` in the file does.")
     if seed(row).task == "reward":

@@ -38,7 +38,8 @@ CLI_TAIL = """
 
 ## Other variables
 
-`LOG_LEVEL` (debug, info, warning, error) sets what is logged to stderr. `HF_HOME`, `HF_HUB_OFFLINE` and `HF_ENDPOINT`
+`LOG_LEVEL` (trace, debug, info, warning, error, off) sets what is logged to stderr; of a list such as `info,hyper=off`
+the first word without `=` counts. `HF_HOME`, `HF_HUB_OFFLINE` and `HF_ENDPOINT`
 mean what they mean to the hub's own library. `HOSTNAME` counts only if it is an IP address, because containers set it
 to their own name.
 """

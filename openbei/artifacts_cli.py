@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Bearer token for the web server of an https:// MODEL; no other token is sent there, nor this one elsewhere",
 )
-@click.option("--store-limit", type=click.INT, help="Bytes in the store; what was not used for longest is removed")
+@click.option(
+    "--store-limit", type=click.IntRange(0), help="Bytes in the store; what was not used for longest is removed"
+)
 @click.option("--progress/--no-progress", default=None, help="A count on stderr; only on a terminal if not set")
 @config_options(EngineConfig, exclude=NOT_OF_LOADING)
 @click.pass_context
@@ -119,7 +121,9 @@ def list_artifacts(as_json: bool) -> None:
 
 @click.command("rm")
 @click.argument("ids", nargs=-1)
-@click.option("--keep-bytes", type=click.INT, help="Remove what was not used for longest until no more bytes are left")
+@click.option(
+    "--keep-bytes", type=click.IntRange(0), help="Remove what was not used for longest until no more bytes are left"
+)
 def remove_artifacts(ids: tuple[str, ...], keep_bytes: int | None) -> None:
     """Remove the artifacts of the store whose IDS these are, or begin so; bei ls shows them."""
     if not ids and keep_bytes is None:

@@ -127,7 +127,7 @@ def _size_bytes(source: Path | None) -> int | None:
 @config_options(EngineConfig, exclude=NOT_OF_LOADING)
 @click.pass_context
 def info(ctx: click.Context, /, as_json: bool, **values: Any) -> None:
-    """Tell what openbei understands of MODEL, or why it refuses it; MODEL as for serve."""
+    """Tell what openbei understands of MODEL, or why it refuses it; MODEL is found, and fetched, as for serve."""
     settle_model(ctx, values)
     config = EngineConfig(**pick(EngineConfig, values))
 

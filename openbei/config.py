@@ -7,7 +7,7 @@ Owns names, defaults and ranges; never touches models or sockets.
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from openbei.errors import ConfigError
 
@@ -38,7 +38,9 @@ class EngineConfig:
     pooling: PoolingFlag | None = _flag(None, "cls, mean, last-token or splade; the model's own files if not set")
     tokenization_workers: int | None = _flag(None, "Tokenizer threads; one a core if not set", minimum=1)
     max_concurrent_requests: int = _flag(8192, "Inputs admitted at once; more is answered 429", minimum=1)
-    max_batch_tokens: int | None = _flag(None, "Tokens in one forward; by device if not set", minimum=1)
+    max_batch_tokens: int | None = _flag(
+        None, "Most tokens in one forward; a device that fewer keep busy takes fewer", minimum=1
+    )
     max_batch_requests: int | None = _flag(None, "Inputs in one forward; no limit if not set", minimum=1)
     max_input_length: int | None = _flag(None, "Tokens of one input, where the model takes more", minimum=1)
     max_queue_tokens: int = _flag(4_194_304, "Tokens waiting at once; more is answered 429", minimum=1)
@@ -110,3 +112,6 @@ def _check(config: EngineConfig | ServerConfig) -> None:
         value, minimum = getattr(config, item.name), item.metadata["minimum"]
         if minimum is not None and value is not None and value < minimum:
             raise ConfigError(f"{item.name} must be at least {minimum}, got {value}")
+        words = [get_args(kind) for kind in (item.type, *get_args(item.type)) if get_origin(kind) is Literal]
+        if words and value is not None and value not in words[0]:
+            raise ConfigError(f"{item.name} must be one of {', '.join(words[0])}, got {value!r}")

@@ -18,7 +18,7 @@ from openbei.config import EngineConfig, ServerConfig
 from openbei.deployment_file import FILE, collection, file_of, is_artifact, meant
 from openbei.engine.devices import gpu_number
 from openbei.errors import ConfigError, ModelNotFound, OpenBeiError
-from openbei.flags import META, ConfigCommand, Typed, pick, split
+from openbei.flags import META, ConfigCommand, Typed, note, pick, split
 
 if TYPE_CHECKING:
     from openbei.deployment import Deployment
@@ -63,13 +63,13 @@ class ServeCommand(ModelCommand):
         if not typed:
             deployment = of_store(deployment)
         os.environ.update(deployment.environment)
-        for note in deployment.notes:
-            click.echo(f"note: {file}: {note}", err=True)
         ctx.params.clear()
         try:
             rest = super().parse_args(ctx, [*deployment.arguments, *args])
         except click.UsageError as error:
             raise ConfigError(f"{file}: {error.format_message()}") from None
+        for text in deployment.notes:
+            note(f"{file}: {text}", json_output=ctx.params["json_output"])
         ctx.params["models"] = ()
         ctx.params["served_model_name"] = name or ctx.params["served_model_name"]
         return rest
@@ -189,8 +189,8 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
     from openbei.describe import table  # which imports NumPy
 
     click.echo(table(facts))
-    for note in deployment.notes:
-        click.echo(f"note: {note}")
+    for text in deployment.notes:
+        click.echo(f"note: {text}")
 
 
 def settings(ctx: click.Context, deployment: "Deployment") -> Values:

@@ -160,6 +160,16 @@ def split(word: str) -> tuple[str | None, str]:
     return name, model
 
 
+def note(text: str, *, json_output: bool) -> None:
+    """Tell stderr what of a start has no effect; as a line of the log, if that is JSON."""
+    if json_output:
+        from openbei import logs
+
+        click.echo(logs.as_json(text), err=True)
+    else:
+        click.echo(f"note: {text}", err=True)
+
+
 def settle_model(ctx: click.Context, values: dict[str, Any]) -> None:
     """MODEL and --model-id are two ways of saying the same; the environment's MODEL_ID gives way to both."""
     model = values.pop("model", None)

@@ -1,6 +1,7 @@
 """Where log lines go and how they look: stderr, as text or as JSON lines.
 
-Owns the root logger's one handler; never logs anything itself. LOG_LEVEL is the least level shown, info if not set.
+Owns the root logger's one handler; never logs anything itself. LOG_LEVEL is the least level shown, info if not set; of
+a list as TEI takes it (`info,hyper=off`), the word that names no part of the program.
 A thread of its own writes, so that a reader of stderr that stalls never stalls the server; past MAX_WAITING lines that
 could not be written, lines are lost.
 """
@@ -22,6 +23,7 @@ TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 STDERR = 2
 MAX_WAITING = 10_000
 LAST_WORDS_S = 2.0
+TEI_LEVELS = {"TRACE": "DEBUG", "OFF": "CRITICAL"}  # the two of its words that Python has not; nothing here is critical
 
 Records = queue.Queue[logging.LogRecord | None]
 
@@ -57,15 +59,28 @@ class JsonFormatter(logging.Formatter):
 
 def start(json_output: bool) -> None:
     """Send every log line to stderr. Raises ConfigError if LOG_LEVEL names no level."""
-    level = os.environ.get("LOG_LEVEL") or "info"
-    if level.upper() not in logging.getLevelNamesMapping():
-        raise ConfigError(f"LOG_LEVEL must be debug, info, warning or error, got {level!r}")
+    level = _level(os.environ.get("LOG_LEVEL", ""))
     formatter = JsonFormatter() if json_output else logging.Formatter(TEXT_FORMAT)
     records: Records = queue.Queue(MAX_WAITING)
     thread = threading.Thread(target=_write, args=(records, formatter), name="log", daemon=True)
     thread.start()
     atexit.register(_finish, records, thread)
-    logging.basicConfig(level=level.upper(), handlers=[Mailbox(records)], force=True)
+    logging.basicConfig(level=level, handlers=[Mailbox(records)], force=True)
+
+
+def as_json(message: str) -> str:
+    """What is to be told before start() -> a line as the log's own in JSON."""
+    record = {"name": "openbei", "levelname": "INFO", "msg": message}
+    return JsonFormatter().format(logging.makeLogRecord(record))
+
+
+def _level(said: str) -> str:
+    words = [word.strip().upper() for word in said.split(",") if "=" not in word]
+    level = next(filter(None, words), "INFO")
+    level = TEI_LEVELS.get(level, level)
+    if level not in logging.getLevelNamesMapping():
+        raise ConfigError(f"LOG_LEVEL must be trace, debug, info, warning, error or off, got {said!r}")
+    return level
 
 
 def _write(records: Records, formatter: logging.Formatter) -> None:

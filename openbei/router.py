@@ -19,7 +19,7 @@ def main(args: list[str] | None = None) -> None:
         if not named and not os.environ.get("MODEL_ID"):
             print("Error: text-embeddings-router needs --model-id or MODEL_ID", file=sys.stderr)
             sys.exit(2)
-        words = ["serve", *words]
+        words = words if words[:1] == ["serve"] else ["serve", *words]  # usage texts name it
     words = ["--version"] if words == ["-V"] else words
     cli.main.main(words, prog_name="text-embeddings-router", default_map={"serve": {"port": TEI_PORT}})
 

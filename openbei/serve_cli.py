@@ -22,7 +22,7 @@ from click.core import ParameterSource
 
 from openbei.config import EngineConfig, ServerConfig
 from openbei.deployments_cli import ServeCommand
-from openbei.flags import META, Secret, Typed, config_options, pick, settle_model, split
+from openbei.flags import META, Secret, Typed, config_options, note, pick, settle_model, split
 from openbei.signals import ended_by
 from openbei.wanted import settle, want_later
 
@@ -199,8 +199,8 @@ def _settle_models(ctx: click.Context, values: dict[str, Any]) -> tuple[list[Eng
 def _settle_tei(values: dict[str, Any]) -> None:
     for name, (_, instead) in IGNORED.items():
         if values.pop(name.removeprefix("--").replace("-", "_")) is not None:
-            click.echo(f"note: {name} is ignored: {instead}", err=True)
+            note(f"{name} is ignored: {instead}", json_output=values["json_output"])
     token = values.pop("hf_api_token")
     if token is not None:
-        click.echo("note: --hf-api-token is the old name of --hf-token", err=True)
+        note("--hf-api-token is the old name of --hf-token", json_output=values["json_output"])
         values["hf_token"] = values["hf_token"] or token

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -38,6 +39,22 @@ def test_json_lines_hold_the_same_as_fields() -> None:
     first, second = map(json.loads, log_of(json_output=True))
     assert (first["level"], first["logger"], first["message"]) == ("warning", "some.room", "seen 7")
     assert second["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize(
+    ("said", "level"),
+    [("", "INFO"), ("warn", "WARN"), ("Trace", "DEBUG"), ("off", "CRITICAL"), ("hyper=off, debug", "DEBUG")],
+)
+def test_levels_are_said_as_in_tei(monkeypatch: pytest.MonkeyPatch, said: str, level: str) -> None:
+    from openbei import logs
+
+    monkeypatch.setenv("LOG_LEVEL", said)
+    monkeypatch.setattr(logs.threading, "Thread", Mock())
+    monkeypatch.setattr(logs.atexit, "register", Mock())
+    told = Mock()
+    monkeypatch.setattr(logs.logging, "basicConfig", told)
+    logs.start(json_output=False)
+    assert told.call_args.kwargs["level"] == level
 
 
 def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

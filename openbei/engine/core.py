@@ -58,7 +58,7 @@ class LocalCore:
         self.on_hang: Callable[[], None] = lambda: None  # when a lane hangs or nothing mends, by a thread of ours
         self.on_room: Callable[[], object] = lambda: None  # when less waits, by a lane; must not block
         self.admission = Admission(config.max_concurrent_requests, self._retry_after_s)
-        self._max_batch_tokens = config.max_batch_tokens or self.device.max_batch_tokens
+        self._max_batch_tokens = self.device.batch_tokens(config.max_batch_tokens)
         self._max_batch_requests = config.max_batch_requests
         if self._of_words:
             self._max_batch_requests = at_most(self._max_batch_requests, checkpoint.model.embedding_dim)

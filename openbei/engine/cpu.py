@@ -3,17 +3,16 @@
 Owns precision and the split of cores into streams; never touches requests, queues or time.
 """
 
-import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openbei.config import DType
+from openbei.engine.cores import count_cores
 from openbei.engine.executor import Device
 from openbei.engine.precision import BYTES, full_name
 from openbei.errors import ConfigError
@@ -109,27 +108,3 @@ def choose_dtype(dtype: DType) -> Literal["float32", "bfloat16"]:
     if asked == "bfloat16":
         raise ConfigError("dtype bfloat16 needs a CPU with AVX512-BF16, AMX or Arm BF16; this has none: use float32")
     return "float32"
-
-
-def count_cores() -> int:
-    """Physical cores that this process may use: affinity and the container's quota counted, at least 1."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = {_siblings(cpu) for cpu in allowed}
-    return max(1, min(len(cores), _quota()))
-
-
-def _siblings(cpu: int) -> str:
-    """Name of the physical core that a logical CPU is a thread of; the CPU itself where the system does not say."""
-    try:
-        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
-    except OSError:
-        return str(cpu)
-
-
-def _quota() -> int:
-    """CPUs that the control group allows, rounded up; a large number where there is no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return -(-int(quota) // int(period))
-    except (OSError, ValueError):
-        return 1 << 16

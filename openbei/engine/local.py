@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from openbei.config import EngineConfig
 from openbei.engine.request import (
+    Chat,
     EngineInfo,
     Input,
     Message,
@@ -30,6 +31,7 @@ from openbei.errors import InvalidInput
 
 CHUNK_INPUTS = 256
 WINDOW_INPUTS = 4096
+TAKEN = "taken are texts, lists of token ids, Pairs of texts and lists of messages"
 
 Floats = NDArray[np.float32]
 Several = TypeVar("Several", bound=Iterable[Any])
@@ -95,7 +97,7 @@ class LocalCalls(ABC):
         self, inputs: Iterable[Input], task: Task, options: Options, window: int = WINDOW_INPUTS
     ) -> Iterator[Any]:
         chunk = min(CHUNK_INPUTS, self.config.max_client_batch_size, window)
-        source, futures = iter(several(inputs)), deque[Future[Result]]()
+        source, futures = map(_known, itertools.count(), several(inputs)), deque[Future[Result]]()
         try:
             while some := list(itertools.islice(source, chunk)):
                 futures.append(self.submit(Request(inputs=some, task=task, options=options), wait=True))
@@ -113,3 +115,16 @@ def several(inputs: Several) -> Several:
     if isinstance(inputs, str):
         raise InvalidInput("a list of texts is taken here, not one text: put it in a list")
     return inputs
+
+
+def _known(index: int, one: Input) -> Input:
+    """An input as it is. Raises InvalidInput of what is none, such as the NaN of an empty cell."""
+    if isinstance(one, str | Chat):
+        return one
+    if isinstance(one, Pair):
+        known = isinstance(one.first, str) and isinstance(one.second, str)
+    else:
+        known = isinstance(one, Sequence | np.ndarray) and all(isinstance(i, int | np.integer) and i >= 0 for i in one)
+    if not known:
+        raise InvalidInput(f"input {index} is of type {type(one).__name__}; {TAKEN}")
+    return one

@@ -208,7 +208,8 @@ def with_chats(inputs: Sequence[Any]) -> Sequence[Input]:
     """Inputs as a Python caller writes them: lists of messages become Chats, and bare messages are the one Chat."""
     if len(inputs) and isinstance(inputs[0], Mapping):
         return [Chat(inputs)]
-    is_chat = [not isinstance(one, str) and len(one) > 0 and isinstance(one[0], Mapping) for one in inputs]
+    lists = [isinstance(one, Sequence) and not isinstance(one, str) and len(one) > 0 for one in inputs]
+    is_chat = [is_list and isinstance(one[0], Mapping) for one, is_list in zip(inputs, lists, strict=True)]
     return [Chat(one) if chat else one for one, chat in zip(inputs, is_chat, strict=True)]
 
 

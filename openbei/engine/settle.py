@@ -4,10 +4,10 @@ Owns which of a flag and a model's file wins; never touches requests or threads.
 """
 
 import logging
-import os
 from dataclasses import dataclass, field, replace
 
 from openbei.config import EngineConfig
+from openbei.engine.cores import count_cores
 from openbei.engine.executor import Device
 from openbei.engine.finish import Activation
 from openbei.engine.request import EngineInfo, Kind, Task
@@ -47,8 +47,8 @@ def describe(checkpoint: Checkpoint, text: TextSpec, config: EngineConfig, devic
         embedding_dim=checkpoint.model.embedding_dim,
         vocab_size=checkpoint.model.spec.vocab_size,
         max_input_length=text.max_length,
-        max_batch_tokens=config.max_batch_tokens or device.max_batch_tokens,
-        tokenization_workers=config.tokenization_workers or os.cpu_count() or 1,
+        max_batch_tokens=device.batch_tokens(config.max_batch_tokens),
+        tokenization_workers=config.tokenization_workers or count_cores(),
         prompts=text.prompts,
         kind=kind_of(checkpoint),
         labels=checkpoint.labels.names if checkpoint.labels else (),

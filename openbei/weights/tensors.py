@@ -34,6 +34,7 @@ _DTYPES: dict[str, type[np.generic]] = {
     "F8_E4M3": float8_e4m3fn,
     "BOOL": np.bool_,
 }
+_LFS = b"version https://git-lfs"  # its pointers' first line, by docs/spec.md of git-lfs/git-lfs
 _ALIGNED_BYTES = 64  # a cache line
 
 
@@ -127,6 +128,8 @@ def read_safetensors_file(path: Path) -> dict[str, Array]:
     try:
         # Copy-on-write: OpenVINO shares only arrays that are writable, and nobody writes.
         raw = np.asarray(np.memmap(path, mode="c"))
+        if raw[: len(_LFS)].tobytes() == _LFS:
+            raise ValueError("it is the pointer that Git LFS leaves; git lfs pull brings the file")
         start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
         if start > len(raw):
             raise ValueError(f"its header ends at byte {start} of {len(raw)}")

@@ -338,6 +338,7 @@ def test_the_store_keeps_to_its_limit_and_what_was_just_built(
     assert (first.exists(), second.exists()) == (False, True)
     assert f"removed {first.name}" in result.stderr
     bei("rm", "--keep-bytes", 10**9)
+    assert bei("rm", "--keep-bytes", -1).exit_code == 2  # which somebody might type for no limit
     assert second.exists()
     bei("rm", "--keep-bytes", 0)
     assert not second.exists()

@@ -209,8 +209,10 @@ def test_ready_text(bei: Bei) -> None:
 
 
 def test_ready_as_json(bei: Bei) -> None:
-    facts = json.loads(bei("serve", "--json-output").stdout)
+    done = bei("serve", "--json-output", "--uds-path", "/x")
+    facts, noted = json.loads(done.stdout), json.loads(done.stderr)
     assert (facts["message"], facts["address"]) == ("ready", "http://127.0.0.1:7997")
+    assert (noted["level"], noted["message"].partition(":")[0]) == ("info", "--uds-path is ignored")
 
 
 @pytest.mark.parametrize("flag", ["--port", "--grpc-port"])

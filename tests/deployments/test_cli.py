@@ -153,8 +153,8 @@ def test_the_router_listens_on_tei_s_port(tei_port: Seen, monkeypatch: pytest.Mo
     monkeypatch.setenv("MAX_CLIENT_BATCH_SIZE", "4")
     assert routed() == 0
     assert (tei_port.server.port, tei_port.model, tei_port.engine.config.max_client_batch_size) == (80, "c/d", 4)
-    assert routed("-p", "81") == 0
-    assert tei_port.server.port == 81
+    assert routed("serve", "-p", "81") == 0  # as its usage texts have it
+    assert (tei_port.server.port, tei_port.model) == (81, "c/d")
 
 
 def test_the_router_needs_a_model(tei_port: Seen, capsys: pytest.CaptureFixture[str]) -> None:

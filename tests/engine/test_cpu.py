@@ -3,13 +3,16 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from openbei.engine import cores as engine_cores
 from openbei.engine import cpu
-from openbei.engine.cpu import CpuExecutor, choose_dtype, count_cores
+from openbei.engine.cores import count_cores
+from openbei.engine.cpu import CpuExecutor, choose_dtype
 from openbei.errors import ConfigError
 from openbei.model.spec import Head, HeadLayer, Linear, Model, pack
 from tests.engine.fakes import MODEL, NOTHING, SPEC
@@ -53,10 +56,30 @@ def test_cores_are_physical_allowed_and_within_the_quota(
 ) -> None:
     """CPU n and CPU n + 2 are threads of one core."""
     fake_os = SimpleNamespace(sched_getaffinity=lambda _: cpus, cpu_count=lambda: len(cpus))
-    monkeypatch.setattr(cpu, "os", fake_os)
-    monkeypatch.setattr(cpu, "_siblings", lambda cpu: str(cpu % 2))
-    monkeypatch.setattr(cpu, "_quota", lambda: quota)
+    monkeypatch.setattr(engine_cores, "os", fake_os)
+    monkeypatch.setattr(engine_cores, "_siblings", lambda cpu: str(cpu % 2))
+    monkeypatch.setattr(engine_cores, "_quota", lambda: quota)
     assert count_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 1 << 16),
+        ({"cpu.max": "max 100000"}, 1 << 16),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 1 << 16),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+    ],
+)
+def test_the_quota_is_read_of_both_versions_of_control_groups(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], cpus: int
+) -> None:
+    monkeypatch.setattr(engine_cores, "GROUP", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert engine_cores._quota() == cpus
 
 
 @pytest.mark.parametrize(("model", "own"), [(MODEL, "vectors"), (HEADED, "labels")])

@@ -1,11 +1,13 @@
 """Level 7: the engine over a fake executor and a fake clock. Exact, and nothing sleeps."""
 
+import math
 import threading
 import weakref
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,8 +81,11 @@ def test_batches_hold_neighbours_in_length_across_requests(make: Make) -> None:
     assert sizes == [[9], [2, 2, 3], [8]]
 
 
-def test_max_batch_tokens_of_the_config_wins_over_the_device(make: Make) -> None:
-    house = make(lane_tokens=100, max_batch_tokens=4, max_length=4)
+@pytest.mark.parametrize(("lane_tokens", "max_batch_tokens"), [(100, 4), (4, 100), (4, None)])
+def test_a_batch_keeps_to_what_fills_a_lane_and_to_a_limit_below_that(
+    make: Make, lane_tokens: int, max_batch_tokens: int | None
+) -> None:
+    house = make(lane_tokens=lane_tokens, max_batch_tokens=max_batch_tokens, max_length=4)
     blocker = busy(house)
     for _ in range(4):
         submit_and_wait(house, words(2))
@@ -563,6 +568,23 @@ def test_one_text_is_not_taken_for_a_list_of_its_letters(make_here: Make, call: 
 
 
 @pytest.mark.parametrize(
+    ("call", "args", "found"),
+    [
+        ("embed", [["fox", math.nan]], "input 1 is of type float; taken are texts"),
+        ("embed", [[None]], "input 0 is of type NoneType"),
+        ("embed", [[[3, -1]]], "input 0 is of type list"),
+        ("classify", [[["fox", "hen"]]], "input 0 is of type list; .* Pairs of texts"),
+        ("rerank", ["fox", ["hen", math.nan]], "input 1 is of type Pair"),
+    ],
+)
+def test_what_is_no_input_is_refused_by_its_place(make_here: Make, call: str, args: list[Any], found: str) -> None:
+    house = make_here()
+    with pytest.raises(InvalidInput, match=found):
+        getattr(house.engine, call)(*args)
+    assert house.idle()
+
+
+@pytest.mark.parametrize(
     ("config", "limit"),
     [
         ({}, 100),
@@ -582,11 +604,18 @@ def test_the_longest_input(make: Make, config: dict, limit: int) -> None:
         ({"default_prompt_name": "nope"}, "nope"),
         ({"max_batch_tokens": 10, "auto_truncate": False}, "max_batch_tokens 10 < max_input_length 100"),
         ({"default_prompt": "a", "default_prompt_name": "b"}, "exclude each other"),
+        ({"dtype": "int8"}, "dtype must be one of auto, float32, .*, got 'int8'"),
+        ({"pooling": "max"}, "pooling must be one of cls, .*, got 'max'"),
     ],
 )
 def test_a_wrong_config_is_refused_at_start(make: Make, config: dict, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         make(**config)
+
+
+def test_there_is_a_tokenizer_thread_for_each_core_it_may_use(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openbei.engine.settle.count_cores", lambda: 3)
+    assert make().engine.info.tokenization_workers == 3
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused_at_start(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openbei.errors import ModelNotFound
+from openbei.errors import ModelNotFound, UnsupportedModel, WeightsError
 from openbei.weights.load import LoadOptions, load
 from openbei.weights.repo import HubOptions, locate
 from tests.families import write_json
@@ -83,6 +83,23 @@ def test_torch_weights_are_fetched_only_where_there_are_no_others(hub: Hub, repo
     (repo / "model.safetensors").unlink()
     folder = locate("owner/tiny", _options(tmp_path)).folder
     assert _files(folder) == SERVED - {"model.safetensors"} | {"pytorch_model.bin"}
+
+
+def test_torch_weights_are_not_fetched_where_nothing_reads_them(
+    hub: Hub, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repo / "model.safetensors").unlink()
+    monkeypatch.setattr("openbei.weights.repo.find_spec", lambda _: None)
+    with pytest.raises(WeightsError, match=r"owner/tiny has no safetensors, and PyTorch, .* is not installed"):
+        locate("owner/tiny", _options(tmp_path))
+    assert set(hub.asked) == {Path(name).name for name in SERVED} - {"model.safetensors"}
+
+
+def test_of_a_model_that_cannot_be_served_no_weights_are_fetched(hub: Hub, repo: Path, tmp_path: Path) -> None:
+    write_json(repo / "config.json", {"model_type": "deberta-v2"})
+    with pytest.raises(UnsupportedModel, match="model_type 'deberta-v2' is not supported"):
+        locate("owner/tiny", _options(tmp_path))
+    assert hub.asked == ["config.json"]
 
 
 def test_a_cached_model_is_served_while_the_hub_is_down_or_forbidden(

@@ -117,6 +117,7 @@ def test_safetensors_win_over_torch_files_and_subfolders_do_not_count(tmp_path: 
     [
         (b"", "not a whole safetensors file"),
         (b"abc", "not a whole safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "pointer that Git LFS leaves; git lfs pull"),
         (struct.pack("<Q", 1 << 40) + b"{}", "not a whole safetensors file"),
         (_header([1]), "not a whole safetensors file"),
         (_header({"a": {"dtype": "F32", "shape": [4]}}), "data_offsets"),

@@ -18,7 +18,7 @@ from openbei.weights.families.encoders import ENCODERS, JINA, JINA_CODE
 from openbei.weights.families.rotary import ROTARY
 from openbei.weights.families.row import Config, Family, HeadRow, read_spec
 
-__all__ = ["FAMILIES", "Config", "Family", "HeadRow", "read_config"]
+__all__ = ["FAMILIES", "Config", "Family", "HeadRow", "known_type", "read_config"]
 
 FAMILIES: dict[str, Family] = ENCODERS | ROTARY | DECODERS
 _HEAD_TENSORS = ("classifier.", "pre_classifier.", "score.")
@@ -45,12 +45,18 @@ def read_config(config: Config, tensors: Collection[str] = (), *, with_head: boo
     return spec, replace(resolved, ignored=(*family.ignored, *(f"{name}*" for name in _HEAD_TENSORS)))
 
 
+def known_type(config: Config) -> str:
+    """A config.json, parsed -> its model_type. Raises UnsupportedModel if no family has it."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedModel(f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+    return model_type
+
+
 def _family(config: Config, tensors: Collection[str]) -> Family:
     """The row of the model_type; JinaBERT calls itself bert, and its two kinds are told apart by their tensors."""
-    model_type = config.get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
-        raise UnsupportedModel(f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+    model_type = known_type(config)
+    family = FAMILIES[model_type]
     said = f"{config.get('auto_map')} {config.get('_name_or_path')}"
     if model_type != "bert" or not ("jina-bert" in said or config.get("position_embedding_type") == "alibi"):
         return family
