@@ -28,13 +28,12 @@ class Device:
     dtype: str
     num_lanes: int
     max_batch_tokens: int
+    divided: bool = True
+    patience_s: float | None = None
 
     def batch_tokens(self, limit: int | None) -> int:
         """The most tokens of a batch: what fills a lane, or a limit below that; more would only run slower."""
         return self.max_batch_tokens if limit is None else min(limit, self.max_batch_tokens)
-
-    divided: bool = True
-    patience_s: float | None = None
 
 
 class Executor(Protocol):
