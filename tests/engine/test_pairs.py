@@ -11,7 +11,8 @@ from sentence_transformers import CrossEncoder
 from openbei.engine.chat import Rendered
 from openbei.engine.pairs import PairTexts, num_shared
 from openbei.engine.request import Pair
-from openbei.engine.tokenizer import Tokenizer, Truncation
+from openbei.engine.tokenizer import Tokenizer
+from openbei.engine.truncation import Truncation
 from openbei.errors import InvalidInput, ModelError, TooLong
 from openbei.model.ops import torch
 from openbei.model.spec import pack
