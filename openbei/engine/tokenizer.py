@@ -159,8 +159,9 @@ class Tokenizer:
     def _encoded(self, index: int, item: Input, encoding: tokenizers.Encoding | None, asked: _Asked) -> Encoded:
         """An input, and what the library made of it (None of an id list) -> its tokens after the cut."""
         whole = Encoded(list(item)) if encoding is None else self._whole(item, encoding, asked)  # type: ignore[arg-type]
-        most, truncation = asked.truncation.max_tokens, asked.truncation
-        limit = self.max_length if most is None else min(self.max_length, most)
+        truncation, limit = asked.truncation, self.max_length
+        if truncation.max_tokens is not None:
+            limit = min(limit, truncation.max_tokens)
         if len(whole.ids) <= limit and truncation.max_second_tokens is None:
             return whole
         sides = [0] * len(whole.ids) if encoding is None else self._sides(item, encoding, asked)
