@@ -321,15 +321,7 @@ def _step(
 
 
 @triton.jit
-def _bent(
-    scores,
-    bias,
-    ahead,
-    num_distances,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    BIAS_RANK: tl.constexpr,
-):
+def _bent(scores, bias, ahead, num_distances, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, BIAS_RANK: tl.constexpr):
     """q kᵀ -> scores in units of log2, softcap and bias in them; without either as they are. ahead: key - query."""
     factor: tl.constexpr = SCALE * LOG2E
     if SOFTCAP is not None:
