@@ -50,8 +50,9 @@ def build(ctx: click.Context, /, **values: Any) -> None:
 
     from openbei.engine.start import load_options
     from openbei.progress import ByteProgress
-    from openbei.weights.build import Wanted, Watch
+    from openbei.weights.build import Watch
     from openbei.weights.build import build as build_artifact
+    from openbei.weights.pin import Wanted
     from openbei.weights.store import shrink
 
     loading = load_options(config)

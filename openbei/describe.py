@@ -9,7 +9,7 @@ from typing import Any
 
 from openbei.config import EngineConfig
 from openbei.engine.request import EngineInfo, Kind
-from openbei.model.spec import Dense, Model, ModelSpec, num_parameters
+from openbei.model.spec import HeadLayer, Model, ModelSpec, num_parameters
 from openbei.model.stored import stored_as
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.store import SHORT, Entry
@@ -178,7 +178,7 @@ def _position_kind(spec: ModelSpec) -> str:
     return f"rotary, theta {spec.rope.theta:g}{scaled}"
 
 
-def _dense(dense: Dense) -> str:
+def _dense(dense: HeadLayer) -> str:
     rows, columns = dense.linear.weight.shape
     return f"{columns} -> {rows}, {dense.activation}"
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from benchmarks.gpu.clock import rotated, seconds
 from openbei.engine.machine import Machine
-from openbei.model.kernels.attention import Sequences, Tiles, attention, make_tiles, num_tiles, rows_per_tile
+from openbei.model.kernels.attention import Sequences, Tiles, attention
 from openbei.model.kernels.few_rows import MAX_TOKENS, few_rows, workspace
 from openbei.model.kernels.linear import gated_fp8, gated_linear, linear, linear_fp8, linear_fp8_own
 from openbei.model.kernels.quantize import Quantized, quantize_rows, quantize_weight
 from openbei.model.ops import Attention
+from openbei.model.ops.cuda_batch import make_tiles, num_tiles, rows_per_tile
 
 Row = dict[str, Any]
 GIGA, TERA = 1e9, 1e12

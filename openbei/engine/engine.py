@@ -21,8 +21,9 @@ from openbei.engine.probe import check_tokens
 from openbei.engine.request import Chat, Request, Result, Task, Tokenized, num_characters
 from openbei.engine.settle import Served
 from openbei.engine.sparse import Tokens, all_words, expanded, looked_up
-from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
+from openbei.engine.tokenizer import Encoded, Tokenizer
 from openbei.engine.tokens import tokenized, tokens_of
+from openbei.engine.truncation import Truncation
 from openbei.errors import RequestError, Unhealthy
 from openbei.model.spec import Output
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openbei.engine.chat import Rendered, render
+from openbei.engine.chat import render
 from openbei.engine.request import Message
 from openbei.errors import InvalidInput, ModelError
 from openbei.weights.checkpoint import PairTemplate
@@ -56,8 +56,3 @@ def num_shared(rows: Sequence[Sequence[Any]]) -> int:
     """Rows -> how many items at their front are the same in all."""
     columns = zip(*rows, strict=False)  # as long as the shortest
     return next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(map(len, rows)))
-
-
-def joined(query: str, document: str) -> Rendered:
-    """The two halves of a prompt that a client made -> its text."""
-    return Rendered(query + document)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbei.engine.request import Input, Pair
-from openbei.engine.tokenizer import Tokenizer, Truncation
+from openbei.engine.tokenizer import Tokenizer
+from openbei.engine.truncation import Truncation
 from openbei.errors import ModelError, WeightsError
 from openbei.model.ops import numpy as plain
 from openbei.model.spec import Batch, Model, Output, pack

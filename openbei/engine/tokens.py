@@ -6,7 +6,8 @@ Owns the reading of offsets and of sub-word marks; never touches labels or batch
 from collections.abc import Sequence
 
 from openbei.engine.request import Token, Tokenized
-from openbei.engine.tokenizer import MAX_CHARACTERS_PER_TOKEN, Encoded, Tokenizer, Truncation
+from openbei.engine.tokenizer import Encoded, Tokenizer
+from openbei.engine.truncation import Truncation
 
 
 def tokenized(tokenizer: Tokenizer, texts: Sequence[str], add_special_tokens: bool) -> list[Tokenized]:
@@ -22,7 +23,7 @@ def tokens_of(text: str, encoded: Encoded, tokenizer: Tokenizer, truncation: Tru
     What continues a word is told as transformers' pipeline for token classification tells it: where the vocabulary
     marks sub-words ("##ing"), by a name longer than its slice; elsewhere by no space before or at its start.
     """
-    lost = max(0, len(text) - MAX_CHARACTERS_PER_TOKEN * tokenizer.max_length)  # cut before it was tokenised
+    lost = max(0, len(text) - tokenizer.max_characters)  # cut before it was tokenised
     shift = lost if truncation.direction == "left" else 0
     assert encoded.offsets is not None
     assert encoded.special is not None

@@ -157,26 +157,6 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
-    """A layer after pooling (sentence-transformers' Dense module): activation(Linear(x))."""
-
-    linear: Linear
-    activation: Activation
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What turns a pooled state into labels: layers in a row, each activation(norm(Linear(x))), the last one (L, C).
-
-    BERT: pooler (tanh), classifier. RoBERTa: dense (tanh), out_proj. DistilBERT: pre_classifier (relu), classifier.
-    ModernBERT: dense (gelu, then norm), classifier. Decoders: score alone. per_token: labels every token instead.
-    """
-
-    layers: tuple["HeadLayer", ...]
-    per_token: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class HeadLayer:
     """norm(activation(Linear(x))); norm None for most."""
 
@@ -186,10 +166,23 @@ class HeadLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """What turns a pooled state into labels: layers in a row, the last one (L, C).
+
+    BERT: pooler (tanh), classifier. RoBERTa: dense (tanh), out_proj. DistilBERT: pre_classifier (relu), classifier.
+    ModernBERT: dense (gelu, then norm), classifier. Decoders: score alone. per_token: labels every token instead.
+    """
+
+    layers: tuple[HeadLayer, ...]
+    per_token: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A filled network. Without a head it turns a sequence into one vector, with one into labels.
 
-    normalize: what the model's own files say of their last step; a request's own wish wins over it.
+    dense: what a pooled state goes through, sentence-transformers' Dense modules. normalize: what the model's own
+    files say of their last step; a request's own wish wins over it.
     before_pooling: of SPLADE, the masked language model's head on every token; its rows are as wide as the vocabulary.
     num_logs: how often log(1 + relu(x)) is taken of these, 0 but for SPLADE: before pooling sum, which is SPLADE's
     alone; max gives the same before and after, so there whoever reads the vector takes them.
@@ -200,13 +193,13 @@ class Model:
     spec: ModelSpec
     weights: Weights
     pooling: Pooling | None
-    dense: tuple[Dense, ...] = ()
+    dense: tuple[HeadLayer, ...] = ()
     normalize: bool = True
     head: Head | None = None
-    before_pooling: tuple["HeadLayer", ...] = ()
+    before_pooling: tuple[HeadLayer, ...] = ()
     num_logs: int = 0
-    weigher: tuple["HeadLayer", ...] = ()
-    multi: tuple["HeadLayer", ...] = ()
+    weigher: tuple[HeadLayer, ...] = ()
+    multi: tuple[HeadLayer, ...] = ()
 
     @property
     def embedding_dim(self) -> int:

@@ -91,10 +91,7 @@ def pooled(ops: Ops[X], model: Model) -> X:
 
 def embed(ops: Ops[X], model: Model) -> X:
     """The batch held by ops -> pooled vectors after the Dense modules, not normalised (B, embedding_dim)."""
-    x = pooled(ops, model)
-    for dense in model.dense:
-        x = ops.linear(x, dense.linear, dense.activation)
-    return x
+    return through(ops, model.spec, pooled(ops, model), model.dense)
 
 
 def classify(ops: Ops[X], model: Model) -> X:
@@ -115,7 +112,7 @@ def multi(ops: Ops[X], model: Model) -> X:
 
 
 def through(ops: Ops[X], spec: ModelSpec, x: X, layers: Sequence[HeadLayer]) -> X:
-    """Rows through the layers of a head, one after another: (rows, in) -> (rows, out)."""
+    """Rows through layers, one after another: (rows, in) -> (rows, out)."""
     for layer in layers:
         x = normed(ops, spec, ops.linear(x, layer.linear, layer.activation), layer.norm)
     return x

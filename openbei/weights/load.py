@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from openbei.errors import ConfigError, UnsupportedModel, WeightsError
-from openbei.model.spec import Array, Dense, HeadLayer, Linear, Model, ModelSpec
+from openbei.model.spec import Array, HeadLayer, Linear, Model, ModelSpec
 from openbei.weights.checkpoint import ByToken, Checkpoint, Expansion, TextSpec
 from openbei.weights.extras import Extras, read_extras
 from openbei.weights.families import Family, read_config
@@ -98,7 +98,7 @@ def read(source: Source, pooling: PoolingChoice | None, probes: Sequence[Probe] 
         text = _late_text(body, text, modules.late, spec)
     dense = _read_dense(source.folder, modules.dense, spec.width)
     if network.inline is not None:
-        dense = (Dense(network.inline, "identity"),)
+        dense = (HeadLayer(network.inline),)
     weights, head = fill(spec, family, network.tensors)
     model = Model(spec, weights, modules.pooling, dense if modules.pooling else (), modules.normalize, head)
     labels, extras = None, Extras()
@@ -177,9 +177,8 @@ def _inline(tensors: dict[str, Array], width: int) -> Linear:
     return Linear(weight)
 
 
-def _multi_vector(body: Path, dense: tuple[Dense, ...], late: Late) -> Extras:
+def _multi_vector(body: Path, layers: tuple[HeadLayer, ...], late: Late) -> Extras:
     """Words of the skiplist that are no tokens are left out, as sentence-transformers does."""
-    layers = tuple(HeadLayer(one.linear, one.activation) for one in dense)
     skipped = frozenset(known_ids(body, late.skiplist).values())
     return Extras(multi=layers, by_token=ByToken(skipped=skipped))
 
@@ -211,7 +210,7 @@ def _refuse_adapter(body: Path) -> None:
         raise UnsupportedModel(f"{body} holds an adapter (adapter_config.json): merge it into its base model first")
 
 
-def _read_dense(folder: Path, modules: tuple[DenseModule, ...], width: int) -> tuple[Dense, ...]:
+def _read_dense(folder: Path, modules: tuple[DenseModule, ...], width: int) -> tuple[HeadLayer, ...]:
     dense = []
     for module in modules:
         if module.in_features != width:
@@ -219,6 +218,6 @@ def _read_dense(folder: Path, modules: tuple[DenseModule, ...], width: int) -> t
         taker = Taker(read_tensors(folder / module.path), {"linear": "linear"}, {"linear": module.bias})
         linear = taker.linear("linear", module.out_features, module.in_features)
         taker.finish()
-        dense.append(Dense(linear, module.activation))
+        dense.append(HeadLayer(linear, module.activation))
         width = module.out_features
     return tuple(dense)

@@ -10,7 +10,7 @@ import numpy as np
 from openbei.config import EngineConfig
 from openbei.engine.request import EngineInfo, Options
 from openbei.errors import TooLong
-from openbei.model.spec import Dense, Embedding, Linear, Model, ModelSpec, Norm, Weights
+from openbei.model.spec import Embedding, HeadLayer, Linear, Model, ModelSpec, Norm, Weights
 from openbei.weights.checkpoint import Checkpoint, TextSpec
 
 WIDTH = 4
@@ -21,7 +21,7 @@ def checkpoint() -> Checkpoint:
     """A bert of no layers: tables 10 x 4, 16 x 4, 2 x 4, a norm of 2 x 4, and one Dense of 3 x 4: 127 parameters."""
     norm = Norm(np.zeros(WIDTH, np.float32), np.zeros(WIDTH, np.float32))
     tables = Embedding(*(np.zeros((rows, WIDTH), np.float32) for rows in (10, 16, 2)), norm)
-    dense = Dense(Linear(np.zeros((3, WIDTH), np.float32), np.zeros(3, np.float32)), "tanh")
+    dense = HeadLayer(Linear(np.zeros((3, WIDTH), np.float32), np.zeros(3, np.float32)), "tanh")
     model = Model(SPEC, Weights(tables, ()), "mean", (dense,), normalize=False)
     text = TextSpec(Path("tokenizer.json"), 16, {"query": "query: "})
     return Checkpoint("some/model", "abc123", Path("folder"), model, text)

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from openbei.engine.chat import Rendered, render, render_whole
 from openbei.engine.request import Chat, with_chats
-from openbei.engine.tokenizer import Tokenizer, Truncation
+from openbei.engine.tokenizer import Tokenizer
+from openbei.engine.truncation import Truncation
 from openbei.errors import InvalidInput, TooLong
 from openbei.weights.text import read_text
 from tests.engine.chats import CHAT_ML, EVERYTHING, LLAMA_31, STRICT, TULU

@@ -11,7 +11,7 @@ from openbei.engine import devices
 from openbei.engine.devices import gpu_number
 from openbei.engine.precision import SPARE_BYTES, choose_precision, needed_bytes
 from openbei.errors import ConfigError
-from openbei.model.spec import Dense, Linear, Model
+from openbei.model.spec import HeadLayer, Linear, Model
 from tests.engine.fakes import MODEL
 
 LARGE = 1 << 40
@@ -84,7 +84,7 @@ def test_precision_that_the_chip_lacks_is_an_error(asked: DType, capability: tup
 def large_model() -> Model:
     """A thousand million parameters beside the embeddings, of which none is in memory."""
     weight = np.broadcast_to(np.float32(0), (1000, 1_000_000))
-    return replace(MODEL, dense=(Dense(Linear(weight), "identity"),))
+    return replace(MODEL, dense=(HeadLayer(Linear(weight)),))
 
 
 def test_auto_takes_fp8_where_16_bit_does_not_fit() -> None:

@@ -11,12 +11,14 @@ from sentence_transformers import CrossEncoder
 from openbei.engine.chat import Rendered
 from openbei.engine.pairs import PairTexts, num_shared
 from openbei.engine.request import Pair
-from openbei.engine.tokenizer import Tokenizer, Truncation
+from openbei.engine.tokenizer import Tokenizer
+from openbei.engine.truncation import Truncation
 from openbei.errors import InvalidInput, ModelError, TooLong
 from openbei.model.ops import torch
 from openbei.model.spec import pack
-from openbei.weights.checkpoint import Checkpoint, PairTemplate
+from openbei.weights.checkpoint import Checkpoint, PairTemplate, TextSpec
 from openbei.weights.load import load
+from openbei.weights.repo import locate
 from tests import rerankers
 from tests.rerankers import INSTRUCTION, PLAIN_TEMPLATE, TEMPLATE, prompted
 
@@ -148,6 +150,14 @@ def test_a_prompt_within_the_tokenizers_own_special_tokens(checkpoint: Checkpoin
     assert (made, isinstance(made, Rendered)) == ("question:who \n \n passage:me", False)
     # Its opening is no special token, so a query may begin like it.
     assert not PairTexts(template, {}).is_rendered("question:who")
+
+
+def test_a_cut_spares_the_prompt_and_no_more_where_texts_get_no_special_tokens() -> None:
+    template = PairTemplate("ask {{ messages[0].content }} of {{ messages[1].content }} now", complete=False)
+    file = locate(None).folder / "tokenizer.json"
+    tokenizer = Tokenizer(TextSpec(file, max_length=6, pair_template=template, bare=True))
+    (one,) = tokenizer.encode([Pair("a", "b c d e f g h")], CUT)
+    assert tokenizer.names(one.ids) == ["ask", "a", "of", "b", "c", "now"]
 
 
 @pytest.mark.parametrize(

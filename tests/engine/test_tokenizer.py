@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from openbei.engine.chat import Rendered
 from openbei.engine.request import Pair
-from openbei.engine.tokenizer import Encoded, Tokenizer, Truncation
+from openbei.engine.tokenizer import Encoded, Tokenizer
+from openbei.engine.truncation import Truncation
 from openbei.errors import InvalidInput, ModelError, ModelNotFound, TooLong, UnsupportedModel
 from openbei.weights.checkpoint import TextSpec
 from openbei.weights.repo import HubOptions, locate

@@ -14,7 +14,8 @@ import openbei
 from openbei.engine.chat import Rendered, render
 from openbei.engine.engine import Engine
 from openbei.engine.request import Input, Options, Pair, Request
-from openbei.engine.tokenizer import Tokenizer, Truncation
+from openbei.engine.tokenizer import Tokenizer
+from openbei.engine.truncation import Truncation
 from openbei.weights.text import read_text
 from tests.golden.conftest import VARIABLE, find
 from tests.golden.values import (

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from openbei.engine.request import Pair
 from openbei.engine.tokenizer import Tokenizer as BeiTokenizer
-from openbei.engine.tokenizer import Truncation
+from openbei.engine.truncation import Truncation
 from openbei.model.ops import openvino_model as openvino
 from openbei.model.ops import torch as plain
 from openbei.model.spec import pack

@@ -31,7 +31,7 @@ from openbei.engine.request import (
     num_characters,
 )
 from openbei.engine.sparse import NO_TOKENS, Tokens, few_words
-from openbei.engine.tokenizer import MAX_CHARACTERS_PER_TOKEN
+from openbei.engine.truncation import MAX_CHARACTERS_PER_TOKEN
 from openbei.weights.checkpoint import ByToken
 
 DIM = 8

@@ -10,9 +10,10 @@ import signal
 import sys
 from pathlib import Path
 
-from openbei.weights.build import Built, Examined, Phase, Wanted, Watch, build
+from openbei.weights.build import Built, Examined, Phase, Watch, build
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.manifest import Probe
+from openbei.weights.pin import Wanted
 from openbei.weights.remote import Patience
 
 AT_ONCE = Patience((0, 0))

@@ -2,15 +2,14 @@
 
 One program is one tile (up to 64 or 128 queries of one sequence) of one head; it walks over the keys that any of its
 queries sees, with the running softmax of FlashAttention (Dao 2023, section 3.1). What a sequence comes to does not
-depend on its neighbours: blocks of keys are counted from its own first row. The tile list is made on the host.
+depend on its neighbours: blocks of keys are counted from its own first row. The tile list is made on the host
+(ops/cuda_batch.py).
 """
 
 import itertools
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from openbei.model.kernels import tl, triton
@@ -58,7 +57,6 @@ BLOCKS = {
     (256, 128): Blocks(32, 8, 2),
 }
 FLOAT32_BLOCKS = {64: Blocks(16, 8, 1), 128: Blocks(16, 16, 1)}  # exact, without tensor cores: to compare with
-MANY_TOKENS = 2048  # of a batch: from here on there are tiles enough to make them tall
 
 
 def blocks_of(head_dim: int, rows: int, dtype: torch.dtype) -> Blocks:
@@ -73,36 +71,6 @@ def blocks_of(head_dim: int, rows: int, dtype: torch.dtype) -> Blocks:
 def block_dim(head_dim: int) -> int:
     """Width of the block that holds a head: the next power of two, 32 at least."""
     return max(32, 1 << (head_dim - 1).bit_length())
-
-
-def rows_per_tile(num_tokens: int) -> int:
-    """Queries a tile has in a batch of num_tokens: 64, so that short batches reach all of the device, or 128."""
-    return 64 if num_tokens < MANY_TOKENS else 128
-
-
-def num_tiles(num_tokens: int, num_sequences: int, rows: int) -> int:
-    """Tiles that any num_sequences sequences of num_tokens together can need."""
-    return num_tokens // rows + num_sequences
-
-
-def make_tiles(cu_seqlens: NDArray[np.int32], rows: int, size: int) -> NDArray[np.int32]:
-    """Offsets (B + 1,) -> int32 (2, size): sequence and first row of every tile, then -1 up to size.
-
-    The longest sequences come first, and of each its last rows, which see most under a causal mask: what takes long
-    must not start last. Raises ValueError if size is too small.
-    """
-    lengths = np.diff(cu_seqlens)
-    counts = -(-lengths // rows)
-    total = int(counts.sum())
-    if total > size:
-        raise ValueError(f"{total} attention tiles of {rows} rows, at most {size}")
-    order = np.argsort(-lengths, kind="stable")
-    sequence = np.repeat(order, counts[order])
-    inside = np.repeat(np.cumsum(counts[order]), counts[order]) - 1 - np.arange(total)
-    tiles = np.full((2, size), -1, np.int32)
-    tiles[0, :total] = sequence
-    tiles[1, :total] = cu_seqlens[sequence] + inside * rows
-    return tiles
 
 
 def attention(
@@ -353,15 +321,7 @@ def _step(
 
 
 @triton.jit
-def _bent(
-    scores,
-    bias,
-    ahead,
-    num_distances,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    BIAS_RANK: tl.constexpr,
-):
+def _bent(scores, bias, ahead, num_distances, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, BIAS_RANK: tl.constexpr):
     """q kᵀ -> scores in units of log2, softcap and bias in them; without either as they are. ahead: key - query."""
     factor: tl.constexpr = SCALE * LOG2E
     if SOFTCAP is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from openbei.model import transformer
 from openbei.model.kernels.activation import activate, gated
-from openbei.model.kernels.attention import Sequences, Tiles, attention, rows_per_tile
+from openbei.model.kernels.attention import Sequences, Tiles, attention
 from openbei.model.kernels.embed import Lookup, embed_norm
 from openbei.model.kernels.few_rows import Workspace, few_rows, workspace
 from openbei.model.kernels.linear import gated_fp8, gated_linear, linear, linear_fp8
@@ -31,7 +31,7 @@ from openbei.model.kernels.pool import pool
 from openbei.model.kernels.quantize import Quantized, quantize_rows
 from openbei.model.kernels.rope import Angles, HeadNorms, rope_
 from openbei.model.ops import PIECE, Attention, NormSpec
-from openbei.model.ops.cuda_batch import Layout, Regions
+from openbei.model.ops.cuda_batch import Layout, Regions, rows_per_tile
 from openbei.model.ops.cuda_weights import FP8_STEP, DeviceWeights, Placement, Product, Upload, place
 from openbei.model.spec import Activation, Batch, Embedding, Linear, Model, ModelSpec, Norm, Output, Pooling, Rope, Size
 

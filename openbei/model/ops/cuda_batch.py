@@ -1,7 +1,8 @@
 """How a batch lies in the int32 words that go to a GPU: one row of regions, their sizes given by the bucket alone.
 
-Owns the padding of a batch to its bucket; never touches a weight or a launch. Padding rows belong to no sequence:
-their ids and positions are 0, and no tile of attention covers them. Padding sequences have no rows and no keys.
+Owns the padding of a batch to its bucket, and the query tiles of attention; never touches a weight or a launch.
+Padding rows belong to no sequence: their ids and positions are 0, and no tile covers them. Padding sequences have no
+rows and no keys.
 """
 
 import itertools
@@ -11,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openbei.model.kernels.attention import make_tiles, num_tiles, rows_per_tile
 from openbei.model.positions import cos_sin
 from openbei.model.spec import Batch, ModelSpec, Size
 
 Words = TypeVar("Words", NDArray[np.int32], Tensor)
 ALIGNMENT = 4  # words: kernels read 16 bytes at once
+MANY_TOKENS = 2048  # of a batch: from here on there are tiles enough to make them tall
 
 
 class Regions(NamedTuple, Generic[Words]):
@@ -105,6 +106,36 @@ class Layout:
         keys = batch.num_keys
         if keys is not None and ((keys < 1) | (keys > batch.lengths)).any():
             raise ValueError(f"of {batch.lengths.tolist()} tokens 1 to all are keys, got {keys.tolist()}")
+
+
+def rows_per_tile(num_tokens: int) -> int:
+    """Queries a tile has in a batch of num_tokens: 64, so that short batches reach all of the device, or 128."""
+    return 64 if num_tokens < MANY_TOKENS else 128
+
+
+def num_tiles(num_tokens: int, num_sequences: int, rows: int) -> int:
+    """Tiles that any num_sequences sequences of num_tokens together can need."""
+    return num_tokens // rows + num_sequences
+
+
+def make_tiles(cu_seqlens: NDArray[np.int32], rows: int, size: int) -> NDArray[np.int32]:
+    """Offsets (B + 1,) -> int32 (2, size): sequence and first row of every tile, then -1 up to size.
+
+    The longest sequences come first, and of each its last rows, which see most under a causal mask: what takes long
+    must not start last. Raises ValueError if size is too small.
+    """
+    lengths = np.diff(cu_seqlens)
+    counts = -(-lengths // rows)
+    total = int(counts.sum())
+    if total > size:
+        raise ValueError(f"{total} attention tiles of {rows} rows, at most {size}")
+    order = np.argsort(-lengths, kind="stable")
+    sequence = np.repeat(order, counts[order])
+    inside = np.repeat(np.cumsum(counts[order]), counts[order]) - 1 - np.arange(total)
+    tiles = np.full((2, size), -1, np.int32)
+    tiles[0, :total] = sequence
+    tiles[1, :total] = cu_seqlens[sequence] + inside * rows
+    return tiles
 
 
 def _aligned(length: int) -> int:

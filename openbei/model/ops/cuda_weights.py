@@ -208,13 +208,13 @@ class _Placer:
     def around_blocks(self, model: Model) -> None:
         """The last norm; what follows pooling, in float32, since it is little; and what is done to every token."""
         self._norm(model.weights.final_norm)
-        head = model.head.layers if model.head else ()
-        for linear in (*(dense.linear for dense in model.dense), *(layer.linear for layer in head)):
-            self._plain_product(linear, torch.float32)
+        on_pooled = (*model.dense, *(model.head.layers if model.head else ()))
+        for layer in on_pooled:
+            self._plain_product(layer.linear, torch.float32)
         on_tokens = (*model.before_pooling, *model.weigher, *model.multi)
         for layer in on_tokens:
             self._plain_product(layer.linear)
-        for layer in (*head, *on_tokens):
+        for layer in (*on_pooled, *on_tokens):
             self._norm(layer.norm)
 
     def _plain_product(self, linear: Linear, dtype: torch.dtype | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Attention: the twin against the definition, the kernel against the twin, what it compiles to, and the tile list."""
+"""Attention: the twin against the definition, the kernel against the twin, and what it compiles to."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,10 +17,9 @@ from openbei.model.kernels.attention import (
     attention,
     attention_twin,
     block_dim,
-    make_tiles,
-    num_tiles,
 )
 from openbei.model.ops import Attention
+from openbei.model.ops.cuda_batch import make_tiles, num_tiles
 from openbei.model.ops.torch import TorchOps
 from openbei.model.spec import Batch
 from tests.model.kernels.aot import Compiled, compile_launch
@@ -241,33 +240,6 @@ def test_it_compiles_to_tensor_cores_without_a_spill(
     assert built.count("HGMMA") > 0
     assert built.count("HMMA") == 0
     assert built.count("LDGSTS") > 0  # the pipeline's asynchronous copies
-
-
-@pytest.mark.parametrize("rows", [64, 128])
-def test_tiles_cover_every_row_once(rows: int) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        lengths = rng.integers(0, 300, rng.integers(1, 20))
-        cu_seqlens = np.cumsum([0, *lengths]).astype(np.int32)
-        size = num_tiles(int(cu_seqlens[-1]), len(lengths), rows)
-        sequence, first = make_tiles(cu_seqlens, rows, size)
-        seen = np.zeros(cu_seqlens[-1], np.int32)
-        for which, start in zip(sequence[sequence >= 0], first[sequence >= 0], strict=True):
-            assert cu_seqlens[which] <= start < cu_seqlens[which + 1]
-            seen[start : min(start + rows, cu_seqlens[which + 1])] += 1
-        assert (seen == 1).all()
-        spare = (sequence < 0).sum()
-        assert (sequence[size - spare :] == -1).all()
-
-
-def test_tiles_of_the_longest_come_first_and_their_last_rows_before() -> None:
-    tiles = make_tiles(np.array([0, 10, 210, 210, 300], np.int32), 64, 9)
-    assert tiles.tolist() == [[1, 1, 1, 1, 3, 3, 0, -1, -1], [202, 138, 74, 10, 274, 210, 0, -1, -1]]
-
-
-def test_too_few_tiles_are_refused_with_the_number() -> None:
-    with pytest.raises(ValueError, match="3 attention tiles of 64 rows, at most 2"):
-        make_tiles(np.array([0, 65, 70], np.int32), 64, 2)
 
 
 def test_wide_heads_are_refused_by_name() -> None:
