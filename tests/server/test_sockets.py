@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing
 from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,7 +24,7 @@ from openbei.errors import ConfigError
 from openbei.server import connection
 from openbei.server.serve import listen, serve, url
 from tests.server.fakes import DIM, FakeEngine, vector
-from tests.server.live import running, wait_for
+from tests.server.live import LIMIT_S, running, wait_for
 
 BODY = b'{"inputs": "a"}'
 POST = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -38,7 +38,7 @@ def address(engine: FakeEngine) -> Iterator[str]:
 
 def connect(address: str) -> socket.socket:
     parts = urlsplit(address)
-    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+    return socket.create_connection((parts.hostname, parts.port), timeout=LIMIT_S)
 
 
 def read_answer(client: socket.socket) -> int:
@@ -140,7 +140,7 @@ def test_health_is_quick_while_requests_wait(engine: FakeEngine, address: str) -
     for client in waiting:
         client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
     wait_for(lambda: len(engine.held) == 20)
-    assert httpx.get(f"{address}/health", timeout=5).status_code == 200
+    assert httpx.get(f"{address}/health", timeout=LIMIT_S).status_code == 200
     engine.release()
     for client in waiting:
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
@@ -203,18 +203,19 @@ def test_openai_client_errors(
 
 
 def test_openai_client_retries_when_told(engine: FakeEngine, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    submit, asked_s = engine.submit, []
+    submit, refused, slept_s = engine.submit, [], []
 
     def once_overloaded(request: Request) -> Future[Result]:
-        asked_s.append(time.monotonic())
-        if len(asked_s) == 1:
-            raise errors.Overloaded(retry_after_s=1)
+        if not refused:
+            refused.append(request)
+            raise errors.Overloaded(retry_after_s=17)
         return submit(request)
 
     monkeypatch.setattr(engine, "submit", once_overloaded)
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="k", max_retries=1) as client:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="k", max_retries=1) as client, monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", slept_s.append)
         assert client.embeddings.create(model="m", input="a").data
-    assert asked_s[1] - asked_s[0] >= 0.9  # the client waited for as long as it was told
+    assert slept_s == [17]
 
 
 def test_openai_client_async(address: str) -> None:
@@ -270,43 +271,58 @@ def test_a_client_that_never_asks_does_not_keep_a_server_up(
         assert read_all(client) == b""
 
 
-@contextmanager
-def program(delay_s: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "tests.server.program", str(delay_s)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
-        try:
-            assert process.stdout is not None
-            yield process, process.stdout.readline().strip()
-        finally:
-            process.kill()
+class Program:
+    """The server as a program, with one request that it holds until `release`; `stop` returns once it drains."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.server.program"]
+        root = Path(__file__).parents[2]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=root)
+        self.address = self.line()
+        self.client = connect(self.address)
+        self.client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+        assert self.line() == "held"
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def stop(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+        wait_for(lambda: httpx.get(f"{self.address}/health", timeout=LIMIT_S).status_code == 503)
+
+    def release(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def close(self) -> None:
+        self.client.close()
+        with self.process:
+            self.process.kill()
+
+
+@pytest.fixture
+def program() -> Iterator[Program]:
+    with closing(Program()) as program:
+        yield program
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_what_is_in_flight_and_exits_0(stop: signal.Signals) -> None:
-    with program(delay_s=0.5) as (process, address):
-        client = connect(address)
-        client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-        time.sleep(0.1)
-        process.send_signal(stop)
-        assert client.recv(65536).startswith(b"HTTP/1.1 200")
-        client.close()
-        assert process.wait(10) == 0
-        assert process.stdout is not None
-        assert process.stdout.read() == "done\n"
+def test_a_signal_finishes_what_is_in_flight_and_exits_0(program: Program, stop: signal.Signals) -> None:
+    program.stop(stop)
+    program.release()
+    assert program.client.recv(65536).startswith(b"HTTP/1.1 200")
+    program.client.close()
+    assert program.line() == "done"
+    assert program.process.wait(LIMIT_S) == 0
 
 
-def test_a_second_signal_does_not_wait() -> None:
-    with program(delay_s=30) as (process, address):
-        client = connect(address)
-        client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-        time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        # The server is through at once; the fake's timer thread, which is no part of it, keeps the process up.
-        assert process.stdout is not None
-        assert process.stdout.readline() == "done\n"
-        client.close()
+def test_a_second_signal_does_not_wait(program: Program) -> None:
+    program.stop(signal.SIGTERM)
+    program.process.send_signal(signal.SIGTERM)
+    assert program.line() == "done"
+    assert program.process.wait(LIMIT_S) == 0
 
 
 def test_a_taken_port_is_a_clear_error(engine: FakeEngine) -> None:
