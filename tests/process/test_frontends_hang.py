@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.fakes import words
 from tests.process.test_frontends import Served
-from tests.process.web import wait_until
+from tests.web import wait_until
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from tests.engine.fakes import words
 from tests.process.test_frontends import NUM_CLIENTS, NUM_FRONTENDS, Served
-from tests.process.web import LIMIT_S, get, post, wait_until
+from tests.web import LIMIT_S, get, post, wait_until
 
 KEY = {"authorization": "Bearer k"}
 MANY = NUM_CLIENTS  # connections, so many that each frontend has some

@@ -22,8 +22,8 @@ from openbei.errors import ConfigError
 from openbei.server import listen
 from openbei.wire import tei_pb2 as pb
 from tests.process.test_process import BEI, ENV, HELLO_WORLD, LAYOUTS, Server
-from tests.process.web import LIMIT_S, free_ports, get, wait_until
 from tests.server.rpc import stubs
+from tests.web import LIMIT_S, free_ports, get, wait_until
 
 
 @pytest.fixture(params=LAYOUTS)

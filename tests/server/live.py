@@ -3,16 +3,14 @@
 import asyncio
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from openbei.config import ServerConfig
 from openbei.server.listen import listen, url
 from openbei.server.serve import Server
 from tests.server.fakes import FakeEngine
-
-LIMIT_S = 60  # that only a failure meets: what takes a tenth of a second may take ten on a busy machine
+from tests.web import LIMIT_S
 
 
 @contextmanager
@@ -37,10 +35,3 @@ def running(engine: FakeEngine, **config: object) -> Iterator[tuple[str, Server]
                 server.handle_exit(signal.SIGTERM, None)
             thread.join(LIMIT_S)
             assert not thread.is_alive()
-
-
-def wait_for(claim: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
-    while not claim():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)

@@ -5,15 +5,15 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
 from openbei import errors
 from openbei.server.connection import Connection
 from openbei.server.serve import Server
 from tests.server.fakes import FakeEngine
-from tests.server.test_sockets import BODY, POST, connect, read_all, read_answer, running, wait_for
+from tests.server.test_sockets import BODY, POST, connect, read_all, read_answer, running
 from tests.server.wire import Wire
+from tests.web import post, wait_until
 
 TIMEOUT_MS = 50
 REQUEST = POST + b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -83,7 +83,7 @@ def test_the_time_for_a_request_ends_with_the_request(engine: FakeEngine, hasty:
     engine.hold = True
     client = connect(hasty)
     client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-    wait_for(lambda: len(engine.held) == 1)
+    wait_until(lambda: len(engine.held) == 1)
     late = connect(hasty)
     late.sendall(b"P")
     assert answer_of(late)[0] == 408  # so the time of the first is up too
@@ -100,7 +100,7 @@ def test_a_second_head_that_dawdles_does_not_take_the_first_answer_away(engine: 
     engine.hold = True
     client = connect(hasty)
     client.sendall(POST + b"content-length: %d\r\n\r\n%bPOST /emb" % (len(BODY), BODY))
-    wait_for(lambda: len(engine.held) == 1)
+    wait_until(lambda: len(engine.held) == 1)
     late = connect(hasty)
     late.sendall(b"P")
     assert answer_of(late)[0] == 408
@@ -117,13 +117,13 @@ def test_a_head_without_end_is_not_kept(engine: FakeEngine, start: bytes) -> Non
         if start:
             engine.hold = True
             client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-            wait_for(lambda: len(engine.held) == 1)
+            wait_until(lambda: len(engine.held) == 1)
         client.sendall(POST + b"x-endless: ")
         with contextlib.suppress(ConnectionError):
             for _ in range(2 if start else 1000):
                 client.sendall(b"a" * 65_536)
         if start:
-            wait_for(lambda: [one.deaf for one in server.server_state.connections] == [True])
+            wait_until(lambda: [one.deaf for one in server.server_state.connections] == [True])
             engine.release()
         status, headers, body = answer_of(client)
         assert (status, headers["connection"]) == (200 if start else 413, "close")
@@ -133,7 +133,7 @@ def test_a_head_without_end_is_not_kept(engine: FakeEngine, start: bytes) -> Non
 
 def test_a_long_head_is_read(engine: FakeEngine) -> None:
     with running(engine) as (address, _):
-        answer = httpx.post(f"{address}/embed", json={"inputs": "a"}, headers={"cookie": "a" * 60_000})
+        answer = post(f"{address}/embed", json={"inputs": "a"}, headers={"cookie": "a" * 60_000})
         assert answer.status_code == 200
 
 
@@ -185,9 +185,9 @@ def test_the_rest_of_a_refused_body_may_not_dawdle(engine: FakeEngine, head: str
 def test_who_sends_all_of_a_refused_body_keeps_the_connection(engine: FakeEngine) -> None:
     with running(engine, api_key="k") as (address, server):
         client = refused(address, "POST /embed HTTP/1.1\r\ncontent-length: 100000", 401)
-        wait_for(lambda: only(server).rest_timer)
+        wait_until(lambda: only(server).rest_timer)
         client.sendall(b"a" * 100_000)
-        wait_for(lambda: only(server).rest_timer is None)
+        wait_until(lambda: only(server).rest_timer is None)
         client.sendall(REQUEST.replace(b"\r\n", b"\r\nauthorization: Bearer k\r\n", 1))
         assert answer_of(client)[0] == 200
 

@@ -24,7 +24,8 @@ from openbei.errors import ConfigError
 from openbei.server import connection
 from openbei.server.serve import listen, serve, url
 from tests.server.fakes import DIM, FakeEngine, vector
-from tests.server.live import LIMIT_S, running, wait_for
+from tests.server.live import running
+from tests.web import LIMIT_S, get, post, wait_until
 
 BODY = b'{"inputs": "a"}'
 POST = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -57,12 +58,12 @@ def test_a_client_that_hangs_up_drops_its_request(engine: FakeEngine, address: s
     engine.hold = True
     gone = connect(address)
     gone.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-    wait_for(lambda: len(engine.held) == 1)
+    wait_until(lambda: len(engine.held) == 1)
     stays = connect(address)
     stays.sendall(POST + b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-    wait_for(lambda: len(engine.held) == 2)
+    wait_until(lambda: len(engine.held) == 2)
     gone.close()
-    wait_for(engine.held[0].cancelled)
+    wait_until(engine.held[0].cancelled)
     assert not engine.held[1].cancelled()
     engine.release()
     assert read_all(stays).startswith(b"HTTP/1.1 200")
@@ -74,7 +75,7 @@ def test_half_a_body_reaches_no_engine(engine: FakeEngine, address: str) -> None
     client = connect(address)
     client.sendall(POST + b"content-length: 1000\r\n\r\n" + BODY)
     client.close()
-    assert httpx.post(f"{address}/embed", json={"inputs": "b"}).status_code == 200
+    assert post(f"{address}/embed", json={"inputs": "b"}).status_code == 200
     assert [list(request.inputs) for request in engine.requests] == [["b"]]
 
 
@@ -84,7 +85,7 @@ def test_a_slow_sender_is_answered_and_holds_nobody_up(address: str) -> None:
     for i in range(len(BODY)):
         slow.sendall(BODY[i : i + 1])
         if i == 7:
-            assert httpx.get(f"{address}/health").status_code == 200
+            assert get(f"{address}/health").status_code == 200
     assert read_all(slow).startswith(b"HTTP/1.1 200")
     slow.close()
 
@@ -124,7 +125,7 @@ def test_the_wrong_key_is_refused_before_the_body(engine: FakeEngine) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/models/org%2Ftiny", "/v1/models/org/tiny"])
 def test_a_model_s_id_encoded_and_raw(address: str, path: str) -> None:
-    assert httpx.get(address + path).json()["id"] == "org/tiny"
+    assert get(address + path).json()["id"] == "org/tiny"
 
 
 def test_head_has_no_body(address: str) -> None:
@@ -139,8 +140,8 @@ def test_health_is_quick_while_requests_wait(engine: FakeEngine, address: str) -
     waiting = [connect(address) for _ in range(20)]
     for client in waiting:
         client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-    wait_for(lambda: len(engine.held) == 20)
-    assert httpx.get(f"{address}/health", timeout=LIMIT_S).status_code == 200
+    wait_until(lambda: len(engine.held) == 20)
+    assert get(f"{address}/health").status_code == 200
     engine.release()
     for client in waiting:
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
@@ -232,18 +233,18 @@ def test_openai_client_async(address: str) -> None:
 
 def test_draining_answers_what_is_in_flight_and_refuses_the_rest(engine: FakeEngine) -> None:
     engine.hold = True
-    with running(engine) as (address, server), httpx.Client(base_url=address) as other:
+    with running(engine) as (address, server), httpx.Client(base_url=address, timeout=LIMIT_S) as other:
         client = connect(address)
         client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-        wait_for(lambda: len(engine.held) == 1)
+        wait_until(lambda: len(engine.held) == 1)
         server.handle_exit(signal.SIGTERM, None)
-        wait_for(lambda: engine.status == "draining")
+        wait_until(lambda: engine.status == "draining")
         assert other.get("/health").status_code == 503
         assert other.post("/embed", json={"inputs": "a"}).json()["error_type"] == "Unhealthy"
         engine.release()
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         client.close()
-        wait_for(lambda: engine.closed)
+        wait_until(lambda: engine.closed)
 
 
 @pytest.mark.parametrize("begun", [b"", POST])
@@ -254,9 +255,9 @@ def test_a_client_that_has_connected_and_not_asked_yet_is_answered_at_the_end(
     request = POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY)
     with running(engine) as (address, server), connect(address) as client:
         client.sendall(begun)
-        wait_for(lambda: [one.head_timer is not None for one in server.server_state.connections] == [bool(begun)])
+        wait_until(lambda: [one.head_timer is not None for one in server.server_state.connections] == [bool(begun)])
         server.handle_exit(signal.SIGTERM, None)
-        wait_for(lambda: [one.leaving for one in server.server_state.connections] == [True])
+        wait_until(lambda: [one.leaving for one in server.server_state.connections] == [True])
         client.sendall(request.removeprefix(begun))
         assert read_all(client).startswith(b"HTTP/1.1 503")
 
@@ -266,7 +267,7 @@ def test_a_client_that_never_asks_does_not_keep_a_server_up(
 ) -> None:
     monkeypatch.setattr(connection, "FIRST_S", 0.01)
     with running(engine) as (address, server), connect(address) as client:
-        wait_for(lambda: server.server_state.connections)
+        wait_until(lambda: server.server_state.connections)
         server.handle_exit(signal.SIGTERM, None)
         assert read_all(client) == b""
 
@@ -290,7 +291,7 @@ class Program:
 
     def stop(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
-        wait_for(lambda: httpx.get(f"{self.address}/health", timeout=LIMIT_S).status_code == 503)
+        wait_until(lambda: get(f"{self.address}/health").status_code == 503)
 
     def release(self) -> None:
         assert self.process.stdin is not None
