@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -280,6 +281,8 @@ class Program:
         root = Path(__file__).parents[2]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=root)
+        self.limit = threading.Timer(LIMIT_S, self.process.kill)  # then its next line is none
+        self.limit.start()
         self.address = self.line()
         self.client = connect(self.address)
         self.client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
@@ -298,6 +301,7 @@ class Program:
         self.process.stdin.close()
 
     def close(self) -> None:
+        self.limit.cancel()
         self.client.close()
         with self.process:
             self.process.kill()
