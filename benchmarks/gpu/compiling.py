@@ -30,7 +30,8 @@ def compiled(machine: Machine, tiny: bool) -> Iterator[Row]:
     if tiny:
         jobs = [jobs[0], jobs[-1]]
     workers = 1 if tiny else min(MOST_PROCESSES, os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    way = "fork" if machine.location == "cpu" else "spawn"  # as in parts.py
+    with ProcessPoolExecutor(workers, get_context(way)) as pool:
         waiting = {pool.submit(_run, machine.location, *job, tiny): job for job in jobs}
         for done in as_completed(waiting):
             row: Row = {"what": " ".join(waiting[done]).strip()}

@@ -37,14 +37,19 @@ def checks(_: Machine, tiny: bool) -> Iterator[Row]:
     """The tests that need a device, in processes of their own -> those that failed, and how many there were."""
     tests = TESTS[-1:] if tiny else TESTS
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-W", "default", *tests]
-    command += ["-v", "--tb=short", "--maxfail=40", "-o", "addopts="]
+    command += ["-v", "--tb=short", "--maxfail=40"]
     if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(min(12, os.cpu_count() or 1))]  # each compiles its kernels, which is most of the time
+        command += [
+            "-p",
+            "xdist",
+            "-n",
+            str(min(12, os.cpu_count() or 1)),
+        ]  # each compiles its kernels: most of the time
     if tiny:
         command.append("--collect-only")
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[2]
-    )
+    env = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # whatever else is installed takes seconds to import
+    root, pipe = Path(__file__).parents[2], subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, cwd=root, env=env)
     limit = threading.Timer(CHECKS_S, process.kill)
     limit.start()
     counts, last = Counter[str](), ""

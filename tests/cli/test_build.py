@@ -36,7 +36,9 @@ FLOAT32 = EngineConfig(device="cpu", dtype="float32")
 
 
 @pytest.fixture
-def bei(tmp_path: Path) -> Callable[..., Result]:
+def bei(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.setattr("openbei.logs.start", lambda json_output: None)  # it would go on for the tests that follow
+
     def call(*args: object) -> Result:
         names = dict.fromkeys((name.upper() for name in EngineConfig.__dataclass_fields__), None)
         return CliRunner().invoke(main, list(map(str, args)), env=names | {"OPENBEI_HOME": str(tmp_path / "home")})

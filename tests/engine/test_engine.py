@@ -393,7 +393,8 @@ def test_two_lanes_that_fail_together_get_one_executor(make: Make) -> None:
     assert maker.num_made == 2
 
 
-def test_restart_is_tried_again_when_it_fails(make: Make) -> None:
+def test_restart_is_tried_again_when_it_fails(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "RESTART_PAUSES_S", (0.0, 0.0))
     attempts = []
 
     def second_attempt_fails(plain) -> FakeExecutor:

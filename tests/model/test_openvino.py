@@ -23,7 +23,7 @@ def test_first_runs_of_a_size_never_overlap_and_later_ones_may(monkeypatch: pyte
     for graph in graphs:
         graph._packed = set()
     running, overlaps, met = [], [], set()
-    together = threading.Barrier(2, timeout=20)
+    together = threading.Barrier(2, timeout=60)
 
     def infer(inputs: list[Array]) -> None:
         size = len(inputs[0])

@@ -17,7 +17,7 @@ from openbei.weights.checkpoint import Checkpoint
 from tests.engine.fakes import WIDTH, checkpoint
 
 DEADLY = 49
-LIMIT_S = 30
+LIMIT_S = 60
 
 
 class GatedExecutor:

@@ -1,9 +1,10 @@
 """`bei serve --frontends N` on a fake model, whose batches take until a test lets them go: for tests of what dies.
 
-    python -m tests.process.program FOLDER N [NAME...]
+    python -m tests.process.program FOLDER N PATIENCE_S [NAME...]
 
-Prints its URL when it is ready. Every batch leaves a file in FOLDER when it begins, and is answered when there is a
-file FOLDER/go. A text's vector is (its first token, its length, 0, 0); the token w49 stands for a crash of the process.
+Prints its URL when it is ready. A frontend that says nothing for PATIENCE_S seconds hangs. Every batch leaves a file in
+FOLDER when it begins, and is answered when there is a file FOLDER/go. A text's vector is (its first token, its length,
+0, 0); the token w49 stands for a crash of the process.
 With names there is a model for each, with the folder FOLDER/NAME, and the key k; others may be loaded, whose folder is
 FOLDER/MODEL: where that holds a file `broken` or `deadly` it fails, and with a file `slow` waits for one called `read`.
 """
@@ -32,10 +33,11 @@ def configure(model: str, name: str | None, revision: str | None) -> EngineConfi
 
 
 if __name__ == "__main__":
-    folder, frontends, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    folder, frontends, patience_s, names = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]
     logs.start(json_output=False)
     server = ServerConfig(hostname="127.0.0.1", port=0, frontends=frontends)
-    plan = Plan(EngineConfig(), server, partial(logs.start, False), describe, partial(open_model, folder))
+    set_up = partial(logs.start, False)
+    plan = Plan(EngineConfig(), server, set_up, describe, partial(open_model, folder), patience_s=patience_s)
     if names:
         engine, *others = (configure(name, None, None) for name in names)
         server = replace(server, api_key="k", max_model_bytes=MAX_MODEL_BYTES)

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
 from tests.process.test_process import BEI, ENV, HELLO_WORLD, Server
+from tests.web import LIMIT_S, post
 
 # A process in which whoever looks a name up, or connects to an address, is shot; sockets of the file system are fine.
 NO_NETWORK = """
@@ -54,7 +54,7 @@ def test_an_artifact_is_served_without_a_network(layout: tuple[str, ...], artifa
     server = Server(str(artifact), "--verify", *layout)
     assert "sentence-transformers/all-MiniLM-L6-v2" in server.banner
     assert "float32: as the artifact was built" in server.banner
-    body = httpx.post(f"{server.url}/embed", json={"inputs": "hello world"}).json()
+    body = post(f"{server.url}/embed", json={"inputs": "hello world"}).json()
     np.testing.assert_allclose(body[0][:5], HELLO_WORLD, atol=1e-5)
     assert server.stop() == (0, "")
 
@@ -67,6 +67,6 @@ def test_a_damaged_artifact_is_not_served(layout: tuple[str, ...], artifact: Pat
     (broken / "model.safetensors").write_bytes(weights)
     for flags, said in (("--verify",), "another sha256"), ((), "self-check failed: in float32 its vectors are off"):
         command = [*BEI, "serve", str(broken), "--port", "0", *flags, *layout]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
         assert (done.returncode, done.stdout) == (1, "")
         assert said in done.stderr

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from tests.engine.fakes import words
-from tests.process.test_process import wait_until
+from tests.web import LIMIT_S, get, post, wait_until
 
 NUM_FRONTENDS = 2
 NUM_CLIENTS = 16  # each with a connection of its own: the kernel gives all of them to one frontend once in 32,768 times
@@ -28,9 +28,10 @@ NUM_CLIENTS = 16  # each with a connection of its own: the kernel gives all of t
 class Served:
     """The program on a fake model, its children by name, and clients that post one text each at the same time."""
 
-    def __init__(self, folder: Path, *names: str) -> None:
+    def __init__(self, folder: Path, *names: str, patience_s: float = 60) -> None:
         self.folder = folder
-        command = [sys.executable, "-m", "tests.process.program", str(folder), str(NUM_FRONTENDS), *names]
+        args = [str(folder), str(NUM_FRONTENDS), str(patience_s), *names]
+        command = [sys.executable, "-m", "tests.process.program", *args]
         env = os.environ | {"TMPDIR": str(folder)}  # where a program that is killed leaves its folder
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         assert self.process.stdout is not None
@@ -62,12 +63,15 @@ class Served:
                     os.kill(pid, signal.SIGKILL)
 
     def kill(self, name: str) -> None:
-        os.kill(self.children()[name], signal.SIGKILL)
+        """Returns when it is dead, which on a busy machine is not at once."""
+        pid = self.children()[name]
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: self.children().get(name) != pid)
 
     def post(self, text: str) -> int | type[Exception]:
         """The status of one request on a connection of its own, or the error that the connection met."""
         try:
-            answer = httpx.post(f"{self.url}/embed", json={"inputs": text, "normalize": False}, timeout=20)
+            answer = post(f"{self.url}/embed", json={"inputs": text, "normalize": False})
         except httpx.TransportError as error:
             return type(error)
         if answer.status_code == 200:
@@ -94,9 +98,7 @@ class Served:
         return len([*self.folder.glob("begun-*")])
 
     def metric(self, name: str) -> float:
-        found = re.search(
-            rf"^{name}(?:{{method=\"single\"}})? (\S+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE
-        )
+        found = re.search(rf"^{name}(?:{{method=\"single\"}})? (\S+)$", get(f"{self.url}/metrics").text, re.MULTILINE)
         assert found
         return float(found[1])
 
@@ -104,19 +106,19 @@ class Served:
         return self.metric("te_request_count")
 
     def health(self) -> int:
-        return httpx.get(f"{self.url}/health").status_code
+        return get(f"{self.url}/health").status_code
 
     def max_input_length(self) -> int:
-        return int(httpx.get(f"{self.url}/info").json()["max_input_length"])
+        return int(get(f"{self.url}/info").json()["max_input_length"])
 
     def wait_until_whole(self) -> None:
         """Every process is there, and all frontends say that they are ready."""
         wait_until(lambda: len(self.children()) == 1 + NUM_FRONTENDS)
-        wait_until(lambda: [self.health() for _ in range(10)] == [200] * 10, limit_s=20)
+        wait_until(lambda: [self.health() for _ in range(NUM_CLIENTS)] == [200] * NUM_CLIENTS)
 
     def stop(self) -> tuple[int, str]:
         self.process.send_signal(signal.SIGTERM)
-        _, log = self.process.communicate(timeout=20)
+        _, log = self.process.communicate(timeout=LIMIT_S)
         return self.process.returncode, log
 
 
@@ -133,7 +135,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 def test_an_engine_killed_amid_requests_is_told_at_once_and_mended(served: Served) -> None:
     posted = served.post_all()
     served.kill("engine")
-    assert {future.result(10) for future in posted} == {503}
+    assert {future.result(LIMIT_S) for future in posted} == {503}
     assert served.counted() == NUM_CLIENTS
     served.wait_until_whole()
     served.open()
@@ -150,7 +152,7 @@ def test_a_frontend_killed_amid_requests_takes_none_of_the_others_along(served: 
     wait_until(lambda: any(future.done() for future in posted))
     served.wait_until_whole()
     served.open()
-    seen = Counter(future.result(10) for future in posted)
+    seen = Counter(future.result(LIMIT_S) for future in posted)
     assert set(seen) - {httpx.ReadError, httpx.RemoteProtocolError} == {200}
     assert 0 < seen[200] < NUM_CLIENTS
     assert (served.counted(), served.metric("te_request_success")) == (NUM_CLIENTS, seen[200])
@@ -172,22 +174,22 @@ def test_frontends_are_replaced_when_another_engine_serves_another_model(served:
     served.open()
     (served.folder / "max_length").write_text("5")
     served.kill("engine")
-    wait_until(lambda: [served.max_input_length() for _ in range(10)] == [5] * 10, limit_s=20)
+    wait_until(lambda: [served.max_input_length() for _ in range(NUM_CLIENTS)] == [5] * NUM_CLIENTS)
     served.wait_until_whole()
-    assert httpx.post(f"{served.url}/embed", json={"inputs": words(9), "normalize": False}).json() == [[1, 5, 0, 0]]
+    assert post(f"{served.url}/embed", json={"inputs": words(9), "normalize": False}).json() == [[1, 5, 0, 0]]
 
 
 def test_sigterm_answers_what_is_in_flight_and_refuses_the_rest(served: Served) -> None:
     posted = served.post_all()
-    with httpx.Client(base_url=served.url) as kept:
+    with httpx.Client(base_url=served.url, timeout=LIMIT_S) as kept:
         kept.get("/health")
         stopping = threading.Thread(target=served.process.send_signal, args=[signal.SIGTERM])
         stopping.start()
         wait_until(lambda: kept.get("/health").status_code == 503)
         served.open()
-        assert {future.result(10) for future in posted} == {200}
+        assert {future.result(LIMIT_S) for future in posted} == {200}
     stopping.join()
-    _, log = served.process.communicate(timeout=20)
+    _, log = served.process.communicate(timeout=LIMIT_S)
     assert served.process.returncode == 0
     assert all("/health" in line for line in log.splitlines()), log
     assert served.children() == {}
@@ -195,14 +197,14 @@ def test_sigterm_answers_what_is_in_flight_and_refuses_the_rest(served: Served) 
 
 def test_a_second_sigterm_does_not_wait(served: Served) -> None:
     posted = served.post_all()
-    with httpx.Client(base_url=served.url) as kept:
+    with httpx.Client(base_url=served.url, timeout=LIMIT_S) as kept:
         kept.get("/health")
         served.process.send_signal(signal.SIGTERM)
         wait_until(lambda: kept.get("/health").status_code == 503)
     children = served.children()
     served.process.send_signal(signal.SIGTERM)
-    assert served.process.wait(10) == 0
-    assert 200 not in {future.result(10) for future in posted}
+    assert served.process.wait(LIMIT_S) == 0
+    assert 200 not in {future.result(LIMIT_S) for future in posted}
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()))
 
 

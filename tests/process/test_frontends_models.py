@@ -13,11 +13,11 @@ import httpx
 import pytest
 
 from tests.engine.fakes import words
-from tests.process.test_frontends import NUM_FRONTENDS, Served
-from tests.process.test_process import wait_until
+from tests.process.test_frontends import NUM_CLIENTS, NUM_FRONTENDS, Served
+from tests.web import LIMIT_S, get, post, wait_until
 
 KEY = {"authorization": "Bearer k"}
-MANY = 12  # connections, so many that each frontend has some
+MANY = NUM_CLIENTS  # connections, so many that each frontend has some
 
 
 class Several(Served):
@@ -29,14 +29,14 @@ class Several(Served):
     def embed(self, model: str, text: str = "w1") -> httpx.Response:
         """One request on a connection of its own."""
         body = {"inputs": text, "normalize": False, "model": model}
-        return httpx.post(f"{self.url}/embed", json=body, headers=KEY, timeout=20)
+        return post(f"{self.url}/embed", json=body, headers=KEY)
 
     def statuses(self, model: str) -> set[int]:
         """Of a request to each frontend, most likely."""
         return {self.embed(model).status_code for _ in range(MANY)}
 
     def ask(self, action: str, **body: str) -> httpx.Response:
-        return httpx.post(f"{self.url}/models/{action}", json=body, headers=KEY, timeout=30)
+        return post(f"{self.url}/models/{action}", json=body, headers=KEY)
 
     def later(self, function: Any, *args: Any, **named: Any) -> "Future[httpx.Response]":
         return self.pool.submit(function, *args, **named)
@@ -54,15 +54,15 @@ class Several(Served):
         return posted
 
     def health(self, model: str = "") -> int:
-        return httpx.get(f"{self.url}/health", params={"model": model}).status_code
+        return get(f"{self.url}/health", params={"model": model}).status_code
 
     def metrics(self) -> str:
-        return httpx.get(f"{self.url}/metrics").text
+        return get(f"{self.url}/metrics").text
 
     def wait_until_well(self, *engines: str) -> None:
         names = {f"engine-{name}" for name in engines} | {f"frontend-{row + 1}" for row in range(NUM_FRONTENDS)}
-        wait_until(lambda: set(self.children()) == names, limit_s=20)
-        wait_until(lambda: [self.health() for _ in range(MANY)] == [200] * MANY, limit_s=20)
+        wait_until(lambda: set(self.children()) == names)
+        wait_until(lambda: [self.health() for _ in range(MANY)] == [200] * MANY)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_one_engine_s_death_does_not_touch_the_other(served: Several) -> None:
     served.let("a")
     posted = served.begin("b")
     served.kill("engine-b")
-    assert posted.result(20).status_code == 503
+    assert posted.result(LIMIT_S).status_code == 503
     assert served.statuses("a") == {200}
     served.wait_until_well("a", "b")
     served.let("b")
@@ -94,7 +94,7 @@ def test_health_names_the_one_that_is_down(served: Several) -> None:
     (served.folder / "b" / "slow").touch()  # when it comes back, it waits
     served.kill("engine-b")
     wait_until(lambda: {served.embed("b").status_code for _ in range(MANY)} == {503})
-    answer = httpx.get(f"{served.url}/health")
+    answer = get(f"{served.url}/health")
     assert (answer.status_code, answer.json()["error"]) == (503, "unhealthy: b is failed")
     assert served.health("a") == 200
     (served.folder / "b" / "read").touch()
@@ -126,8 +126,8 @@ def test_what_is_unloaded_answers_first_and_then_is_gone(served: Several) -> Non
     assert served.ask("unload", model="b").status_code == 404
     assert served.ask("unload", model="a").status_code == 409
     served.let("b")
-    assert (posted.result(20).status_code, posted.result().json()) == (200, [[7, 3, 0, 0]])
-    assert (leaving.result(20).status_code, leaving.result().json()) == (200, {"model": "b", "served": ["a"]})
+    assert (posted.result(LIMIT_S).status_code, posted.result().json()) == (200, [[7, 3, 0, 0]])
+    assert (leaving.result(LIMIT_S).status_code, leaving.result().json()) == (200, {"model": "b", "served": ["a"]})
     assert set(served.children()) == {"engine-a", "frontend-1", "frontend-2"}
     assert served.ask("load", model="b").status_code == 200
     assert served.statuses("b") == {200}
@@ -138,11 +138,13 @@ def test_a_frontend_that_dies_meanwhile_is_not_waited_for(served: Several) -> No
     wait_until(lambda: f'te_request_count{{model="b",method="single"}} {MANY}' in served.metrics())
     leaving = served.later(served.ask, "unload", model="b")
     wait_until(lambda: {served.health("b") for _ in range(MANY)} == {404})
+    engine = served.children()["engine-b"]
     served.kill("frontend-1")  # which has some of them, so that it has not let go of b
     served.wait_until_well("a", "b")
     served.let("b")
     served.wait_until_well("a")
-    wait([*posted, leaving], 20)
+    wait_until(lambda: not Path(f"/proc/{engine}").exists())  # once the supervisor knows that it ended
+    wait([*posted, leaving], LIMIT_S)
     assert {one.result().status_code for one in posted if one.exception() is None} == {200}
     assert leaving.exception() is not None or leaving.result().status_code == 200
     assert served.ask("load", model="b").status_code == 200
@@ -181,7 +183,7 @@ def test_two_at_once_and_one_of_them_twice(served: Several) -> None:
     served.let("a")
     assert served.statuses("a") == {200}
     (served.folder / "c" / "read").touch()
-    assert slow.result(20).status_code == 200
+    assert slow.result(LIMIT_S).status_code == 200
 
 
 def test_the_end_does_not_wait_for_what_is_being_loaded(served: Several) -> None:
@@ -191,9 +193,9 @@ def test_the_end_does_not_wait_for_what_is_being_loaded(served: Several) -> None
     wait_until(lambda: "engine-c" in served.children())
     posted = served.begin("a")
     served.process.send_signal(signal.SIGTERM)
-    assert coming.result(20).status_code == 503
+    assert coming.result(LIMIT_S).status_code == 503
     served.let("a")
-    assert posted.result(20).status_code == 200
-    served.process.communicate(timeout=20)
+    assert posted.result(LIMIT_S).status_code == 200
+    served.process.communicate(timeout=LIMIT_S)
     assert served.process.returncode == 0
     wait_until(lambda: served.children() == {})

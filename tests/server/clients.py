@@ -26,7 +26,7 @@ def ranks(query: str, texts: list[str]) -> list[tuple[int, float]]:
 
 
 def overload(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, times: int) -> list[Request]:
-    """The first calls of submit are refused; all calls are noted."""
+    """The first calls of submit are refused; all calls are noted, and whoever comes again need not wait."""
     submit, asked = engine.submit, []
 
     def refusing(request: Request) -> Future[Result]:
@@ -36,4 +36,5 @@ def overload(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, times: int) ->
         return submit(request)
 
     monkeypatch.setattr(engine, "submit", refusing)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     return asked

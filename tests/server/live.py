@@ -3,14 +3,14 @@
 import asyncio
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from openbei.config import ServerConfig
 from openbei.server.listen import listen, url
 from openbei.server.serve import Server
 from tests.server.fakes import FakeEngine
+from tests.web import LIMIT_S
 
 
 @contextmanager
@@ -26,19 +26,12 @@ def running(engine: FakeEngine, **config: object) -> Iterator[tuple[str, Server]
 
         thread = threading.Thread(target=run)
         thread.start()
-        assert ready.wait(10)
+        assert ready.wait(LIMIT_S)
         try:
             yield url(listener), server
         finally:
             engine.release()
             if thread.is_alive():
                 server.handle_exit(signal.SIGTERM, None)
-            thread.join(20)
+            thread.join(LIMIT_S)
             assert not thread.is_alive()
-
-
-def wait_for(claim: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 10
-    while not claim():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)

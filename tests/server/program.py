@@ -1,6 +1,7 @@
-"""The server as a program of its own, on a fake engine whose answers take a while: for tests of signals.
+"""The server as a program of its own, on a fake engine that holds its answers until told: for tests of signals.
 
-Prints its URL when it listens. Argument: seconds an answer takes.
+Prints its URL when it listens, `held` for each request, and `done` when the server is through. It answers what it holds
+when its input ends.
 """
 
 import sys
@@ -13,21 +14,25 @@ from openbei.server.serve import serve
 from tests.server.fakes import FakeEngine
 
 
-class SlowEngine(FakeEngine):
-    def __init__(self, delay_s: float) -> None:
+class HoldingEngine(FakeEngine):
+    def __init__(self) -> None:
         super().__init__()
-        self.hold, self.delay_s = True, delay_s
+        self.hold = True
 
-    def submit(self, request: Request) -> Future[Result]:
-        future = super().submit(request)
-        threading.Timer(self.delay_s, self.resolve, (future, request)).start()
+    def submit(self, request: Request, wait: bool = False) -> Future[Result]:
+        future = super().submit(request, wait)
+        print("held", flush=True)
         return future
 
 
+def release(engine: FakeEngine) -> None:
+    sys.stdin.read()
+    engine.release()
+
+
 if __name__ == "__main__":
-    serve(
-        SlowEngine(float(sys.argv[1])),  # type: ignore[arg-type]
-        ServerConfig(hostname="127.0.0.1", port=0),
-        lambda url: print(url, flush=True),
-    )
+    engine = HoldingEngine()
+    threading.Thread(target=release, args=[engine], daemon=True).start()
+    config = ServerConfig(hostname="127.0.0.1", port=0)
+    serve(engine, config, lambda url: print(url, flush=True))  # type: ignore[arg-type]
     print("done", flush=True)

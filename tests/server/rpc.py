@@ -23,7 +23,7 @@ from openbei.server.trace import Spans
 
 ROOT = Path(__file__).parents[2]
 PROTO = "openbei/wire/tei.proto"
-WAIT_S = 20
+WAIT_S = 60
 
 
 def compile_proto(*options: str) -> None:

@@ -16,10 +16,10 @@ from openbei.engine.loading import LoadedModels
 from openbei.errors import ConfigError, LoadFailed, ModelNotFound, UnsupportedModel
 from tests.server.conditions import AUTH
 from tests.server.fakes import FakeEngine
-from tests.server.live import wait_for
 from tests.server.wire import Wire, error
+from tests.web import wait_until
 
-WAIT_S = 20
+WAIT_S = 60
 KINDS: dict[str, Any] = {"rerank": "reranker", "classify": "classifier"}
 
 
@@ -36,6 +36,7 @@ class House:
         monkeypatch.setattr("openbei.engine.start.load", self.load)
         monkeypatch.setattr("openbei.engine.start.start", self.start)
         monkeypatch.setattr("openbei.engine.start.need_of", lambda *_: self.need)
+        monkeypatch.setattr("openbei.engine.loading.give_memory_back", lambda: None)  # it looks through all there is
         self.models = LoadedModels(Budget(limit_bytes), self.configure)
         self.models.start(self.load("first", None), EngineConfig(model_id="first"))
         self.wire = Wire(self.models, api_key="k")  # type: ignore[arg-type]
@@ -100,7 +101,7 @@ def test_without_a_name_it_is_named_as_at_start_up(house: House, wanted: dict[st
 def test_while_one_is_loaded_the_others_answer(house: House) -> None:
     house.gate.clear()
     loading = house.later(house.ask, "load", model="m")
-    wait_for(lambda: "m" in house.begun)
+    wait_until(lambda: "m" in house.begun)
     assert house.embed() == 200
     assert house.ask("unload", model="m").status_code == 404
     house.gate.set()
@@ -112,7 +113,7 @@ def test_while_one_is_loaded_the_others_answer(house: House) -> None:
 def test_two_loads_of_one_name_do_not_harm_each_other(house: House, second: dict[str, str]) -> None:
     house.gate.clear()
     loading = house.later(house.ask, "load", model="m")
-    wait_for(lambda: "m" in house.begun)
+    wait_until(lambda: "m" in house.begun)
     refused = house.ask("load", **second)
     assert error(refused) == (409, "Conflict")
     house.gate.set()
@@ -168,7 +169,7 @@ def test_whoever_hangs_up_does_not_stop_it(house: House) -> None:
     asyncio.run(hang_up())
     assert house.models.names == ("first",)
     house.gate.set()
-    wait_for(lambda: house.embed("m") == 200)
+    wait_until(lambda: house.embed("m") == 200)
 
 
 def test_unloading_waits_for_what_is_in_flight(house: House) -> None:
@@ -176,9 +177,9 @@ def test_unloading_waits_for_what_is_in_flight(house: House) -> None:
     engine = house.engines["m"]
     engine.hold = True
     in_flight = house.later(house.embed, "m")
-    wait_for(lambda: engine.held)
+    wait_until(lambda: engine.held)
     leaving = house.later(house.ask, "unload", model="m")
-    wait_for(lambda: house.models.names == ("first",))
+    wait_until(lambda: house.models.names == ("first",))
     assert house.embed("m") == 404
     assert house.embed() == 200
     assert error(house.ask("unload", model="m")) == (404, "NotFound")
@@ -218,14 +219,14 @@ def test_closing_waits_for_what_leaves_and_refuses_what_comes(house: House) -> N
     engine = house.engines["m"]
     engine.hold = True
     in_flight = house.later(house.embed, "m")
-    wait_for(lambda: engine.held)
+    wait_until(lambda: engine.held)
     leaving = house.later(house.ask, "unload", model="m")
-    wait_for(lambda: house.models.names == ("first",))
+    wait_until(lambda: house.models.names == ("first",))
     house.gate.clear()
     coming = house.later(house.ask, "load", model="late")
-    wait_for(lambda: "late" in house.begun)
+    wait_until(lambda: "late" in house.begun)
     closing = house.later(house.models.close)
-    wait_for(lambda: house.engines["first"].closed)
+    wait_until(lambda: house.engines["first"].closed)
     assert not closing.done()
     engine.release()
     closing.result(WAIT_S)

@@ -12,6 +12,7 @@ from tests.server.conditions import ROWS
 from tests.server.fakes import FakeEngine
 from tests.server.test_sockets import BODY, POST, connect, read_all, running
 from tests.server.wire import Wire
+from tests.web import get, post
 
 DEEP = 100_000
 TEN_MB = 10_000_000
@@ -119,7 +120,7 @@ def test_a_client_that_has_closed_its_half_is_answered(address: str) -> None:
     answer = read_all(client)
     client.close()
     assert answer.startswith(b"HTTP/1.1 200") or answer == b""  # TCP does not tell it from one that has left
-    assert httpx.get(f"{address}/health").status_code == 200
+    assert get(f"{address}/health").status_code == 200
 
 
 @pytest.mark.parametrize("cut", [1, 20, len(POST) + 5, len(WHOLE) - 1])
@@ -132,7 +133,7 @@ def test_clients_that_stop_anywhere(engine: FakeEngine, address: str, cut: int, 
     if how == "reset":
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
-    assert httpx.post(f"{address}/embed", json={"inputs": "b"}).status_code == 200
+    assert post(f"{address}/embed", json={"inputs": "b"}).status_code == 200
     assert [list(request.inputs) for request in engine.requests] == [["b"]]
 
 
@@ -150,4 +151,4 @@ def test_noise_on_sockets(address: str, seed: int) -> None:
         client.close()
         assert answer == b"" or answer.startswith(b"HTTP/1.1 ")
         assert not answer.startswith(b"HTTP/1.1 5")
-    assert httpx.get(f"{address}/health").status_code == 200
+    assert get(f"{address}/health").status_code == 200

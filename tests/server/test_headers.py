@@ -68,7 +68,7 @@ def test_compute_headers(wire: Wire, path: str, field: str) -> None:
     cost = {name: value for name, value in headers.items() if name.startswith("x-") and name != "x-request-id"}
     total_ms = cost.pop("x-total-time")
     assert cost.pop("x-compute-time") == total_ms
-    assert 0 <= int(total_ms) < 5000
+    assert 0 <= int(total_ms) < 60_000
     assert cost == {
         "x-compute-type": "cpu+optimized",
         "x-compute-characters": "5",
@@ -106,13 +106,13 @@ def test_deadlines(wire: Wire, headers: dict[str, str], left_s: float | None) ->
     epochs = {"HOUR": f"{now_ms + 3_600_000:.0f}", "-HOUR": f"{now_ms - 3_600_000:.0f}"}
     headers = {name: epochs.get(value, value) for name, value in headers.items()}
     assert wire.post("/embed", {"inputs": "a"}, headers=headers).status_code == 200
-    deadline_s = wire.engine.requests[0].deadline_s
+    after_s, deadline_s = time.monotonic(), wire.engine.requests[0].deadline_s
     if left_s is None:
         assert deadline_s is None
     else:
         assert deadline_s is not None
-        # The epoch times of the table were taken when it was loaded, which may be a while ago.
-        assert deadline_s - before_s == pytest.approx(left_s, abs=60 if abs(left_s) == 3600 else 1)
+        slack_s = 60 if abs(left_s) == 3600 else 1e-6  # the clock of the epoch may be set meanwhile
+        assert before_s + left_s - slack_s <= deadline_s <= after_s + left_s + slack_s
 
 
 @pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", "/nowhere"])

@@ -5,10 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing
 from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,7 +25,8 @@ from openbei.errors import ConfigError
 from openbei.server import connection
 from openbei.server.serve import listen, serve, url
 from tests.server.fakes import DIM, FakeEngine, vector
-from tests.server.live import running, wait_for
+from tests.server.live import running
+from tests.web import LIMIT_S, get, post, wait_until
 
 BODY = b'{"inputs": "a"}'
 POST = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -38,7 +40,7 @@ def address(engine: FakeEngine) -> Iterator[str]:
 
 def connect(address: str) -> socket.socket:
     parts = urlsplit(address)
-    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+    return socket.create_connection((parts.hostname, parts.port), timeout=LIMIT_S)
 
 
 def read_answer(client: socket.socket) -> int:
@@ -57,12 +59,12 @@ def test_a_client_that_hangs_up_drops_its_request(engine: FakeEngine, address: s
     engine.hold = True
     gone = connect(address)
     gone.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-    wait_for(lambda: len(engine.held) == 1)
+    wait_until(lambda: len(engine.held) == 1)
     stays = connect(address)
     stays.sendall(POST + b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-    wait_for(lambda: len(engine.held) == 2)
+    wait_until(lambda: len(engine.held) == 2)
     gone.close()
-    wait_for(engine.held[0].cancelled)
+    wait_until(engine.held[0].cancelled)
     assert not engine.held[1].cancelled()
     engine.release()
     assert read_all(stays).startswith(b"HTTP/1.1 200")
@@ -74,7 +76,7 @@ def test_half_a_body_reaches_no_engine(engine: FakeEngine, address: str) -> None
     client = connect(address)
     client.sendall(POST + b"content-length: 1000\r\n\r\n" + BODY)
     client.close()
-    assert httpx.post(f"{address}/embed", json={"inputs": "b"}).status_code == 200
+    assert post(f"{address}/embed", json={"inputs": "b"}).status_code == 200
     assert [list(request.inputs) for request in engine.requests] == [["b"]]
 
 
@@ -84,7 +86,7 @@ def test_a_slow_sender_is_answered_and_holds_nobody_up(address: str) -> None:
     for i in range(len(BODY)):
         slow.sendall(BODY[i : i + 1])
         if i == 7:
-            assert httpx.get(f"{address}/health").status_code == 200
+            assert get(f"{address}/health").status_code == 200
     assert read_all(slow).startswith(b"HTTP/1.1 200")
     slow.close()
 
@@ -124,7 +126,7 @@ def test_the_wrong_key_is_refused_before_the_body(engine: FakeEngine) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/models/org%2Ftiny", "/v1/models/org/tiny"])
 def test_a_model_s_id_encoded_and_raw(address: str, path: str) -> None:
-    assert httpx.get(address + path).json()["id"] == "org/tiny"
+    assert get(address + path).json()["id"] == "org/tiny"
 
 
 def test_head_has_no_body(address: str) -> None:
@@ -139,8 +141,8 @@ def test_health_is_quick_while_requests_wait(engine: FakeEngine, address: str) -
     waiting = [connect(address) for _ in range(20)]
     for client in waiting:
         client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-    wait_for(lambda: len(engine.held) == 20)
-    assert httpx.get(f"{address}/health", timeout=5).status_code == 200
+    wait_until(lambda: len(engine.held) == 20)
+    assert get(f"{address}/health").status_code == 200
     engine.release()
     for client in waiting:
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
@@ -203,18 +205,19 @@ def test_openai_client_errors(
 
 
 def test_openai_client_retries_when_told(engine: FakeEngine, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    submit, asked_s = engine.submit, []
+    submit, refused, slept_s = engine.submit, [], []
 
     def once_overloaded(request: Request) -> Future[Result]:
-        asked_s.append(time.monotonic())
-        if len(asked_s) == 1:
-            raise errors.Overloaded(retry_after_s=1)
+        if not refused:
+            refused.append(request)
+            raise errors.Overloaded(retry_after_s=17)
         return submit(request)
 
     monkeypatch.setattr(engine, "submit", once_overloaded)
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="k", max_retries=1) as client:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="k", max_retries=1) as client, monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", slept_s.append)
         assert client.embeddings.create(model="m", input="a").data
-    assert asked_s[1] - asked_s[0] >= 0.9  # the client waited for as long as it was told
+    assert slept_s == [17]
 
 
 def test_openai_client_async(address: str) -> None:
@@ -231,18 +234,18 @@ def test_openai_client_async(address: str) -> None:
 
 def test_draining_answers_what_is_in_flight_and_refuses_the_rest(engine: FakeEngine) -> None:
     engine.hold = True
-    with running(engine) as (address, server), httpx.Client(base_url=address) as other:
+    with running(engine) as (address, server), httpx.Client(base_url=address, timeout=LIMIT_S) as other:
         client = connect(address)
         client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-        wait_for(lambda: len(engine.held) == 1)
+        wait_until(lambda: len(engine.held) == 1)
         server.handle_exit(signal.SIGTERM, None)
-        wait_for(lambda: engine.status == "draining")
+        wait_until(lambda: engine.status == "draining")
         assert other.get("/health").status_code == 503
         assert other.post("/embed", json={"inputs": "a"}).json()["error_type"] == "Unhealthy"
         engine.release()
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         client.close()
-        wait_for(lambda: engine.closed)
+        wait_until(lambda: engine.closed)
 
 
 @pytest.mark.parametrize("begun", [b"", POST])
@@ -253,9 +256,9 @@ def test_a_client_that_has_connected_and_not_asked_yet_is_answered_at_the_end(
     request = POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY)
     with running(engine) as (address, server), connect(address) as client:
         client.sendall(begun)
-        wait_for(lambda: [one.head_timer is not None for one in server.server_state.connections] == [bool(begun)])
+        wait_until(lambda: [one.head_timer is not None for one in server.server_state.connections] == [bool(begun)])
         server.handle_exit(signal.SIGTERM, None)
-        wait_for(lambda: [one.leaving for one in server.server_state.connections] == [True])
+        wait_until(lambda: [one.leaving for one in server.server_state.connections] == [True])
         client.sendall(request.removeprefix(begun))
         assert read_all(client).startswith(b"HTTP/1.1 503")
 
@@ -265,48 +268,66 @@ def test_a_client_that_never_asks_does_not_keep_a_server_up(
 ) -> None:
     monkeypatch.setattr(connection, "FIRST_S", 0.01)
     with running(engine) as (address, server), connect(address) as client:
-        wait_for(lambda: server.server_state.connections)
+        wait_until(lambda: server.server_state.connections)
         server.handle_exit(signal.SIGTERM, None)
         assert read_all(client) == b""
 
 
-@contextmanager
-def program(delay_s: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "tests.server.program", str(delay_s)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
-        try:
-            assert process.stdout is not None
-            yield process, process.stdout.readline().strip()
-        finally:
-            process.kill()
+class Program:
+    """The server as a program, with one request that it holds until `release`; `stop` returns once it drains."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.server.program"]
+        root = Path(__file__).parents[2]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=root)
+        self.limit = threading.Timer(LIMIT_S, self.process.kill)  # then its next line is none
+        self.limit.start()
+        self.address = self.line()
+        self.client = connect(self.address)
+        self.client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+        assert self.line() == "held"
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def stop(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+        wait_until(lambda: get(f"{self.address}/health").status_code == 503)
+
+    def release(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def close(self) -> None:
+        self.limit.cancel()
+        self.client.close()
+        with self.process:
+            self.process.kill()
+
+
+@pytest.fixture
+def program() -> Iterator[Program]:
+    with closing(Program()) as program:
+        yield program
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_what_is_in_flight_and_exits_0(stop: signal.Signals) -> None:
-    with program(delay_s=0.5) as (process, address):
-        client = connect(address)
-        client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-        time.sleep(0.1)
-        process.send_signal(stop)
-        assert client.recv(65536).startswith(b"HTTP/1.1 200")
-        client.close()
-        assert process.wait(10) == 0
-        assert process.stdout is not None
-        assert process.stdout.read() == "done\n"
+def test_a_signal_finishes_what_is_in_flight_and_exits_0(program: Program, stop: signal.Signals) -> None:
+    program.stop(stop)
+    program.release()
+    assert program.client.recv(65536).startswith(b"HTTP/1.1 200")
+    program.client.close()
+    assert program.line() == "done"
+    assert program.process.wait(LIMIT_S) == 0
 
 
-def test_a_second_signal_does_not_wait() -> None:
-    with program(delay_s=30) as (process, address):
-        client = connect(address)
-        client.sendall(POST + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
-        time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        # The server is through at once; the fake's timer thread, which is no part of it, keeps the process up.
-        assert process.stdout is not None
-        assert process.stdout.readline() == "done\n"
-        client.close()
+def test_a_second_signal_does_not_wait(program: Program) -> None:
+    program.stop(signal.SIGTERM)
+    program.process.send_signal(signal.SIGTERM)
+    assert program.line() == "done"
+    assert program.process.wait(LIMIT_S) == 0
 
 
 def test_a_taken_port_is_a_clear_error(engine: FakeEngine) -> None:
