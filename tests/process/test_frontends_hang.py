@@ -1,6 +1,8 @@
-"""A frontend that lives and does nothing, as one does whose event loop is stuck, is replaced.
+"""A process that lives and does nothing, as one does whose event loop is stuck, is replaced, also before it is ready.
 
 python -m tests.process.test_frontends_hang FOLDER      the program under test: as program.py, with less patience
+
+Where FOLDER holds a file `stuck`, the next engine process hangs on its model's files.
 """
 
 import os
@@ -18,7 +20,7 @@ from openbei.server.processes import Plan
 from openbei.server.supervisor import supervise
 from tests.engine.fakes import words
 from tests.process import test_frontends
-from tests.process.fakes import describe, open_model
+from tests.process.fakes import describe, open_or_hang
 from tests.process.test_process import wait_until
 
 PATIENCE_S = 3.0
@@ -37,22 +39,28 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[test_fro
     served.pool.shutdown()
 
 
-def test_a_frontend_that_hangs_is_replaced_and_the_others_go_on(served: test_frontends.Served) -> None:
+def test_what_hangs_is_replaced_and_the_others_go_on(served: test_frontends.Served) -> None:
     served.open()
     first = served.children()
+    (served.folder / "stuck").touch()
+    served.kill("engine")
     os.kill(first["frontend-1"], signal.SIGSTOP)
     wait_until(lambda: served.children().get("frontend-1") not in {None, first["frontend-1"]})
-    assert served.children()["engine"] == first["engine"]
-    wait_until(lambda: {served.post(words(3, number)) for number in range(8)} == {200})
+    assert served.children()["frontend-2"] == first["frontend-2"]
+    wait_until(lambda: {served.post(words(3, number)) for number in range(8)} == {200}, limit_s=20)
+    assert not (served.folder / "stuck").exists()
     served.process.send_signal(signal.SIGTERM)
     _, log = served.process.communicate(timeout=20)
     assert served.process.returncode == 0
-    assert "the frontend-1 process has said nothing for 3 s: it hangs" in log
+    assert "the frontend-1 process has done nothing for 3 s: it hangs" in log
+    assert "the engine process has done nothing for 3 s: it hangs" in log
 
 
 if __name__ == "__main__":
     server = ServerConfig(hostname="127.0.0.1", port=0, frontends=2)
     set_up = partial(logs.start, json_output=False)
     set_up()
-    plan = Plan(EngineConfig(), server, set_up, describe, partial(open_model, Path(sys.argv[1])), patience_s=PATIENCE_S)
+    hanging = partial(open_or_hang, Path(sys.argv[1]))
+    patience = {"patience_s": PATIENCE_S, "engine_patience_s": PATIENCE_S}
+    plan = Plan(EngineConfig(), server, set_up, describe, hanging, **patience)  # type: ignore[arg-type]
     supervise(plan, lambda url, *_: print(url, flush=True))

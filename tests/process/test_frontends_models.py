@@ -185,13 +185,16 @@ def test_two_at_once_and_one_of_them_twice(served: Several) -> None:
 
 
 def test_the_end_does_not_wait_for_what_is_being_loaded(served: Several) -> None:
-    (served.folder / "c").mkdir()
-    (served.folder / "c" / "slow").touch()
-    coming = served.later(served.ask, "load", model="c")
-    wait_until(lambda: "engine-c" in served.children())
+    coming = []
+    for model, file in (("c", "slow"), ("d", "far")):
+        (served.folder / model).mkdir()
+        (served.folder / model / file).touch()
+        coming.append(served.later(served.ask, "load", model=model))
+    wait_until(lambda: {"engine-c", "engine-d"} < {*served.children()})
+    assert served.ask("load", model="x", name="a").status_code == 409
     posted = served.begin("a")
     served.process.send_signal(signal.SIGTERM)
-    assert coming.result(20).status_code == 503
+    assert {one.result(20).status_code for one in coming} == {503}
     served.let("a")
     assert posted.result(20).status_code == 200
     served.process.communicate(timeout=20)
