@@ -16,6 +16,8 @@ from typing import Any
 from openbei.engine.executor import RESTART_PAUSES_S
 from openbei.server.child import LOOKS, Child
 
+NOT_STARTED = 126  # instead of an exit status, as shells have it
+
 log = logging.getLogger(__name__)
 
 
@@ -128,9 +130,9 @@ def _start_due(posts: Sequence[Post]) -> Iterator[Ended]:
         if post.child is None and not post.leaving and post.due_s <= time.monotonic():
             try:
                 post.child, post.num_silent = post.start(), 0
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # the second for want of a thread
                 log.error("the %s process cannot be started: %s", post.name, error)
-                yield Ended(post, None, error.errno or 1)
+                yield Ended(post, None, NOT_STARTED)
             post.look_s = time.monotonic() + post.patience_s / LOOKS
 
 

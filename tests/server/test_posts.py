@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from types import SimpleNamespace
@@ -129,11 +130,29 @@ def test_what_the_system_does_not_start_has_ended(watch: Watch) -> None:
         raise OSError(11, "no more processes")
 
     watch.post.child, watch.post.start = None, refuse
-    assert watch.look() == [Ended(watch.post, None, 11)]
-    watch.post.start_again(11)
+    assert watch.look() == [Ended(watch.post, None, posts.NOT_STARTED)]
+    watch.post.start_again(posts.NOT_STARTED)
     watch.post.start = lambda: watch.child  # type: ignore[assignment,return-value]
     watch.child.theirs.send("again")
     assert watch.look() == [Said(watch.post, watch.child, "again")]  # type: ignore[arg-type]
+
+
+def test_who_does_not_listen_is_not_waited_for() -> None:
+    child = Child("deaf", deaf, [])
+    teller = threading.Thread(target=child.tell, args=[bytes(1 << 22)])
+    try:
+        teller.start()
+        teller.join(10)
+        assert not teller.is_alive()
+    finally:
+        child.process.kill()
+        child.reap()
+
+
+def deaf(pipe: "Connection[Any, Any]") -> None:
+    import signal
+
+    signal.pause()
 
 
 def busy(pipe: "Connection[Any, Any]") -> None:
