@@ -24,7 +24,8 @@ def test_an_engine_that_says_nothing_keeps_no_frontend_from_the_others(
     models._cores["m"] = core
 
     async def join() -> None:
-        await models.join(at)  # type: ignore[arg-type]
+        async with asyncio.timeout(10):
+            await models.join(at)  # type: ignore[arg-type]
         assert core.admission.status == "failed"
         with hung.accept()[0] as engine:
             engine.sendall(frame(Told("ready")))
