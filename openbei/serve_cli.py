@@ -62,13 +62,6 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
     ctx.call_on_close(gc.enable)
     _settle_tei(values)
     engines, config = _settle_models(ctx, values)
-    typed: Typed = ctx.meta[META]
-
-    def configure(model: str, name: str | None, revision: str | None) -> EngineConfig:
-        wanted = want_later(typed, config, model, name, revision)
-        _note_artifact(wanted.model_id)
-        return wanted
-
     from openbei import logs
 
     logs.start(config.json_output)
@@ -79,6 +72,8 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
     from openbei.server.listen import settled
 
     config = settled(config)
+    typed: Typed = ctx.meta[META]
+    configure = Later(typed.values, typed.flags, config)
     for one in engines:
         _note_artifact(one.model_id)
     # A KeyboardInterrupt could come in the middle of an import, and two threads do many: the next would wait for ever.
@@ -87,6 +82,21 @@ def serve(ctx: click.Context, /, **values: Any) -> None:
             _serve_processes(engines, config, configure, started_s)
         else:
             _serve_here(engines, config, configure, started_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A model that is asked for later -> its config. It can be pickled, which the command that was typed cannot."""
+
+    values: dict[str, Any]
+    flags: frozenset[str]
+    server: ServerConfig
+
+    def __call__(self, model: str, name: str | None, revision: str | None) -> EngineConfig:
+        """As engine.loading's Configure. Raises ConfigError."""
+        wanted = want_later(Typed(serve, self.values, self.flags), self.server, model, name, revision)
+        _note_artifact(wanted.model_id)
+        return wanted
 
 
 def _note_artifact(model: str | None) -> None:
@@ -145,8 +155,9 @@ def _serve_processes(
         facts = {at.name: at.facts | processes for at in engines_at}
         _print_ready(Ready(url, facts, engines_at[0].served.info.kind, time.monotonic() - started_s), config)
 
-    plan = Plan(engines[0], config, partial(logs.start, config.json_output), served_facts, others=tuple(engines[1:]))
-    supervise(plan, on_ready, configure)
+    set_up = partial(logs.start, config.json_output)
+    plan = Plan(engines[0], config, set_up, served_facts, others=tuple(engines[1:]), configure=configure)
+    supervise(plan, on_ready)
 
 
 @dataclass(frozen=True, slots=True)

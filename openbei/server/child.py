@@ -12,10 +12,16 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 ORPHANED = 3
 LAST_S = 1.0
+NO_MORE = object()
+LOOKS = 6  # at a process, in the time after which one that does nothing hangs
+TIMES = slice(11, 15)  # of what follows the name in /proc/PID/stat: user, system, and both of children that have ended
 
 
 class Child:
@@ -28,19 +34,36 @@ class Child:
     def __init__(
         self, name: str, function: Callable[..., None], args: Sequence[Any], pass_fds: Sequence[int] = ()
     ) -> None:
+        self._ticks = 0
         self.pipe, theirs = Pipe()
         command = [sys.executable, "-m", __name__, name, str(theirs.fileno())]
         fds = (theirs.fileno(), *pass_fds)
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds, start_new_session=True)
         theirs.close()
+        self._untold: SimpleQueue[Any] = SimpleQueue()  # pickled
+        self._teller = threading.Thread(target=self._tell, name=f"tell-{name}", daemon=True)
+        self._teller.start()
         self.tell((function, args))
 
     def tell(self, message: Any) -> None:
-        """Send a message; one that died is noticed at the other end of the pipe, when it is read."""
+        """Have a message sent, as soon as it listens: it may be slow to start, or hang, and nobody waits for that."""
+        self._untold.put(ForkingPickler.dumps(message))
+
+    def _tell(self) -> None:
+        while (message := self._untold.get()) is not NO_MORE:
+            try:
+                self.pipe.send_bytes(message)
+            except (BrokenPipeError, ConnectionResetError):  # it died, as is noticed when the pipe is read
+                continue
+
+    def has_worked(self) -> bool:
+        """Whether it has computed since this was asked last, as reading a file also does; 0.01 s of it count."""
         try:
-            self.pipe.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            return
+            words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return False
+        before, self._ticks = self._ticks, sum(map(int, words[TIMES]))
+        return self._ticks > before
 
     def reap(self) -> int:
         """Its pipe has ended, so it is about to: its exit code; killed if it takes its time."""
@@ -48,8 +71,11 @@ class Child:
             self.process.wait(LAST_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
+        code = self.process.wait()
+        self._untold.put(NO_MORE)
+        self._teller.join()
         self.pipe.close()
-        return self.process.wait()
+        return code
 
 
 def follow(pipe: "Connection[Any, Any]", on_message: Callable[[Any], Any]) -> None:

@@ -6,6 +6,7 @@ what is read or said between the two.
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,11 +22,14 @@ MAX_HEAD_BYTES = 65_536  # a head is kept whole until it ends, before anybody is
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection. read_timeout_ms: for a head from its first byte, for a body's rest from the answer."""
+    """One client's connection. read_timeout_ms: for a head from its first byte, for a body's rest from the answer.
 
-    def __init__(self, *args: Any, read_timeout_ms: int, **options: Any) -> None:
+    is_stopping: says whether the server is about to end.
+    """
+
+    def __init__(self, *args: Any, read_timeout_ms: int, is_stopping: Callable[[], bool], **options: Any) -> None:
         super().__init__(*args, **options)
-        self.read_timeout_ms = read_timeout_ms
+        self.read_timeout_ms, self.is_stopping = read_timeout_ms, is_stopping
         self.head_timer: asyncio.TimerHandle | None = None
         self.rest_timer: asyncio.TimerHandle | None = None
         self.num_head_bytes = 0
@@ -35,6 +39,8 @@ class Connection(HttpToolsProtocol):
         """A client that says nothing at all may do so for as long as one that is between two requests."""
         super().connection_made(transport)
         self.be_idle()
+        if self.is_stopping():  # uvicorn may have told those that it has, and waits for this one too
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's hook."""
@@ -130,6 +136,6 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
-def impatient(read_timeout_ms: int) -> Any:
+def impatient(read_timeout_ms: int, is_stopping: Callable[[], bool]) -> Any:
     """What uvicorn calls for each connection."""
-    return partial(Connection, read_timeout_ms=read_timeout_ms)
+    return partial(Connection, read_timeout_ms=read_timeout_ms, is_stopping=is_stopping)

@@ -13,15 +13,16 @@ from openbei.errors import OpenBeiError, RequestError
 if TYPE_CHECKING:
     from openbei.engine.settle import Served
 
-# An engine process -> the supervisor: Wants, then an EngineAt or an error; to it: True, and None for the end.
+# An engine process -> the supervisor: Wants, once it knows its name and once it has read its model, then an EngineAt or
+# an error, then Runs again and again; to it: True, when it has asked for room, and None for the end.
 
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """A model that was read asks whether it may be loaded under that name; it waits for the answer, True."""
+    """A model says its name; once it was read it also asks whether there is room, and waits for the answer, True."""
 
     name: str
-    need: Need
+    need: Need | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class EngineAt:
 
 
 # The supervisor -> a frontend: All, then each EngineAt that comes or comes back, Leave, and Answer.
-# A frontend -> the supervisor: None when it listens, then Runs again and again, Has, Refused and Left, and AskLoad and
+# A frontend -> the supervisor: Runs again and again; None when it listens, Has, Refused and Left, and AskLoad and
 # AskUnload for its clients.
 
 
@@ -64,7 +65,7 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """A frontend's event loop runs."""
+    """A process runs: its event loop, or it waits for what it is to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class AskLoad:
-    """A client wants a model. number: of the question, of that frontend's."""
+    """A client wants a model; its engine process is told so. number: of the question, of that frontend's."""
 
     number: int
     model: str

@@ -6,8 +6,7 @@ asked; never waits for anything, and never decides whether what ended is started
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from typing import Literal
 from openbei.config import EngineConfig
 from openbei.engine.board import Board
 from openbei.engine.budget import Budget
-from openbei.engine.loading import Configure, as_answer
+from openbei.engine.loading import as_answer
 from openbei.engine.models import unknown
 from openbei.errors import Conflict, InternalError, LoadFailed, OpenBeiError, RequestError, Unhealthy
 from openbei.server.child import Child
@@ -28,15 +27,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Model(Post):
-    """The post of an engine process. served_as: its name, once that is known, till then what was asked for.
+    """The post of an engine process. served_as: the name of its model, which no other has; "" until it is known.
 
-    at: the process that was ready last. board: where its metrics lie. asker: the frontend, and its question, that waits
-    for it to come or to go. unheard: the frontends that have not said yet that they have it, or have it no more.
-    error: why it did not come.
+    board: where its metrics lie. path: the socket of its process. at: the process that was ready last. asker: the
+    frontend, and its question, that waits for it to come or to go. unheard: the frontends that have not said yet that
+    they have it, or have it no more. error: why it did not come.
     """
 
     served_as: str = ""
     board: Path = Path()
+    path: Path = Path()
     at: EngineAt | None = None
     asker: tuple[Child, int] | None = None
     unheard: set[Child] = field(default_factory=set)
@@ -49,7 +49,7 @@ class Model(Post):
 
     def not_loaded(self, error: Exception) -> None:
         """Keep why it cannot be had; whoever asked is told once it is gone."""
-        log.warning("not loaded: %r: %s", self.served_as, error)
+        log.warning("the %s process loads nothing: %s", self.name, error)
         self.error = as_answer(error)
 
     def end(self) -> None:
@@ -67,36 +67,36 @@ class Model(Post):
 
 
 class ModelPosts:
-    """The posts of the engine processes. configure: what a model that is asked for later is loaded with.
+    """The posts of the engine processes.
 
     frontends: gives the frontends that there are. introduced: all of the plan's models were ready, so that the
     frontends know them; they are told of each later one. closed: why none comes or goes now, if so.
     """
 
-    def __init__(self, plan: Plan, folder: Path, configure: Configure, frontends: Callable[[], list[Child]]) -> None:
-        self._plan, self._folder, self._configure, self._frontends = plan, folder, configure, frontends
+    def __init__(self, plan: Plan, folder: Path, frontends: Callable[[], list[Child]]) -> None:
+        self._plan, self._folder, self._frontends = plan, folder, frontends
         self._numbers, self._budget = count(), Budget(plan.server.max_model_bytes)
         self._several = len(plan.others) > 0
         self.introduced = False
         self.closed: Literal["starting", "draining"] | None = "starting"
         self.posts: list[Model] = []
         for config in (plan.engine, *plan.others):
-            self._add(config, None if self._several else "engine")
+            asked = config.served_model_name or config.model_id or ""
+            self._add(config, f"engine-{asked}" if self._several else "engine", asked)
 
-    def _add(self, config: EngineConfig, name: str | None = None) -> Model:
+    def _add(self, wanted: EngineConfig | AskLoad, name: str, served_as: str) -> Model:
         """One more. name: of its process."""
-        asked = config.served_model_name or config.model_id or ""
         board = self._folder / f"metrics-{next(self._numbers)}"
         Board.create(board, 1 + self._plan.server.frontends)
-        plan = replace(self._plan, engine=config, others=())
-        name = name or f"engine-{asked}"
-        model = Model(name, partial(self._start, name, plan, board), served_as=asked, board=board)
+        patience_s = self._plan.engine_patience_s
+        model = Model(name, lambda: self._start(model, wanted), patience_s, served_as=served_as, board=board)
         self.posts.append(model)
         return model
 
-    def _start(self, name: str, plan: Plan, board: Path) -> Child:
-        path = self._folder / f"engine-{next(self._numbers)}"
-        return Child(name, run_engine, (plan, board, path))
+    def _start(self, model: Model, wanted: EngineConfig | AskLoad) -> Child:
+        wanted = model.at.served.config if model.at else wanted  # whatever its files say by now
+        model.path = self._folder / f"engine-{next(self._numbers)}"
+        return Child(model.name, run_engine, (self._plan, wanted, model.board, model.path))
 
     def all(self) -> All:
         """What a frontend that starts is told."""
@@ -105,12 +105,15 @@ class ModelPosts:
     # What an engine process says
 
     def grant(self, model: Model, wants: Wants) -> None:
-        """A model was read, so that its name and its size are known: let it be loaded. Raises Conflict, OutOfMemory."""
+        """A model has a name, and once it was read a size: let it be loaded. Raises Conflict, OutOfMemory."""
         self._check_name(wants.name, but=model)
-        model.served_as = wants.name
-        self._budget.take(wants.name, wants.need)
-        assert model.child is not None
-        model.child.tell(True)
+        if wants.name != model.served_as:
+            self._budget.give_back(model.served_as)
+            model.served_as = wants.name
+        if wants.need is not None:
+            self._budget.take(wants.name, wants.need)
+            assert model.child is not None
+            model.child.tell(True)
 
     def _check_name(self, name: str, but: Model | None = None) -> None:
         if any(one.served_as == name for one in self.posts if one is not but):
@@ -136,6 +139,7 @@ class ModelPosts:
 
     def ended(self, model: Model) -> None:
         """Its process ended: whatever that had taken is free again."""
+        model.path.unlink(missing_ok=True)
         self._budget.loaded(model.served_as)
 
     def gone(self, model: Model, code: int) -> None:
@@ -166,9 +170,9 @@ class ModelPosts:
             child.tell(answer_of(question.number, as_answer(error)))
 
     def _let_in(self, question: AskLoad) -> Model:
-        config = self._configure(question.model, question.name, question.revision)
-        self._check_name(config.served_model_name or config.model_id or "")
-        return self._add(config)
+        if question.name:
+            self._check_name(question.name)
+        return self._add(question, f"engine-{question.name or question.model}", question.name or "")
 
     def _let_go(self, name: str) -> Model:
         served = {one.served_as: one for one in self.posts if one.is_served}

@@ -14,7 +14,9 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from openbei.engine.executor import RESTART_PAUSES_S
-from openbei.server.child import Child
+from openbei.server.child import LOOKS, Child
+
+NOT_STARTED = 126  # instead of an exit status, as shells have it
 
 log = logging.getLogger(__name__)
 
@@ -23,19 +25,20 @@ log = logging.getLogger(__name__)
 class Post:
     """One of the processes that there shall be. child: the one that there is, if any; due_s: when else to start one.
 
-    patience_s: once ready, it hangs if it says nothing for as long; None if it need not say anything. leaving: no other
-    is started. heard_s: when it said something last.
+    patience_s: it hangs if it says nothing for as long; until it is ready, whose start may be slow, if it also computes
+    nothing. leaving: no other is started. look_s: when to look next what it does; num_silent: looks that saw nothing.
     """
 
     name: str
     start: Callable[[], Child]
-    patience_s: float | None = None
+    patience_s: float
     leaving: bool = False
     child: Child | None = None
     ready: bool = False
     num_failures: int = 0
     due_s: float = 0.0
-    heard_s: float = 0.0
+    look_s: float = 0.0
+    num_silent: int = 0
 
     def is_ready(self) -> None:
         """Note that its process is: the next end is the first again."""
@@ -64,10 +67,10 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process ended, with that exit code; its post has none now."""
+    """A process ended, with that exit code; its post has none now. child: None if it could not even be started."""
 
     post: Post
-    child: Child
+    child: Child | None
     code: int
 
 
@@ -86,8 +89,12 @@ def watch(posts: Sequence[Post], signals: socket.socket, starting: bool) -> Iter
 
     A post that lost its child to an earlier event of the same round has none any more.
     """
-    pauses_s = _end_hanging(posts), _start_due(posts) if starting else None
-    pause_s = min((one for one in pauses_s if one is not None), default=None)
+    if starting:
+        yield from _start_due(posts)
+    _end_hanging(posts)
+    expected = [post for post in posts if post.child or (starting and not post.leaving)]
+    times_s = [post.look_s if post.child else post.due_s for post in expected]
+    pause_s = max(0.0, min(times_s) - time.monotonic()) if times_s else None
     by_pipe: dict[Any, Post] = {post.child.pipe: post for post in posts if post.child}
     for source in wait([*by_pipe, signals], pause_s):
         if source is signals:
@@ -110,32 +117,36 @@ def kill(posts: Sequence[Post]) -> None:
 
 def _hear(post: Post, child: Child) -> Said | Ended:
     try:
-        message, post.heard_s = child.pipe.recv(), time.monotonic()
-    except (EOFError, ConnectionResetError):
+        message, post.num_silent = child.pipe.recv(), 0
+    except (EOFError, OSError):  # the second if it ended in the middle of a message
         post.child, post.ready = None, False
         return Ended(post, child, child.reap())
     return Said(post, child, message)
 
 
-def _start_due(posts: Sequence[Post]) -> float | None:
-    """Start what is due -> the seconds until the next one is, None if all run."""
-    absent = [post for post in posts if post.child is None and not post.leaving]
-    for post in absent:
-        if post.due_s <= time.monotonic():
-            post.child = post.start()
-    waits_s = [post.due_s - time.monotonic() for post in absent if post.child is None]
-    return max(0.0, min(waits_s)) if waits_s else None
-
-
-def _end_hanging(posts: Sequence[Post]) -> float | None:
-    """Kill what hangs: it will be missed -> the seconds until another might, None if none can."""
-    left_s = []
+def _start_due(posts: Sequence[Post]) -> Iterator[Ended]:
+    """Start what is due; what the system does not start now has ended."""
     for post in posts:
-        if post.patience_s is None or post.child is None or not post.ready or post.child.pipe.poll():
+        if post.child is None and not post.leaving and post.due_s <= time.monotonic():
+            try:
+                post.child, post.num_silent = post.start(), 0
+            except (OSError, RuntimeError) as error:  # the second for want of a thread
+                log.error("the %s process cannot be started: %s", post.name, error)
+                yield Ended(post, None, NOT_STARTED)
+            post.look_s = time.monotonic() + post.patience_s / LOOKS
+
+
+def _end_hanging(posts: Sequence[Post]) -> None:
+    """Look at what it is time to look at, and kill what hangs: it will be missed.
+
+    Looks are counted and not seconds, because a machine may stand still for minutes: that makes one look late.
+    """
+    for post in posts:
+        if post.child is None or post.look_s > time.monotonic():
             continue
-        left_s.append(post.heard_s + post.patience_s - time.monotonic())
-        if left_s[-1] <= 0:
-            log.error("the %s process has said nothing for %g s: it hangs", post.name, post.patience_s)
+        post.look_s, post.num_silent = time.monotonic() + post.patience_s / LOOKS, post.num_silent + 1
+        if post.child.pipe.poll() or (not post.ready and post.child.has_worked()):
+            post.num_silent = 0
+        if post.num_silent > LOOKS:
+            log.error("the %s process has done nothing for %g s: it hangs", post.name, post.patience_s)
             post.child.process.kill()
-            post.ready = False
-    return max(0.0, min(left_s)) if left_s else None

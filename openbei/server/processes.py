@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from openbei.config import EngineConfig, ServerConfig
 from openbei.engine.request import EngineInfo
-from openbei.errors import OpenBeiError
-from openbei.server.child import follow, started
-from openbei.server.messages import All, EngineAt, Runs, Wants
+from openbei.errors import Forbidden, OpenBeiError
+from openbei.server.child import LOOKS, follow, started
+from openbei.server.messages import All, AskLoad, EngineAt, Runs, Wants
 
 if TYPE_CHECKING:
     from openbei.engine.executor import Executor
+    from openbei.engine.loading import Configure
     from openbei.weights.checkpoint import Checkpoint
 
 HUNG = 70  # exit status
@@ -33,14 +34,20 @@ ENGINE_ROW = 0  # of the board with the metrics; a frontend has the row of its n
 log = logging.getLogger(__name__)
 
 
+def no_more(model: str, name: str | None, revision: str | None) -> EngineConfig:
+    """The config of a model that is asked for later, where none is loaded then."""
+    raise Forbidden("this server loads no models")
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a server with frontends is to be. All of it is pickled.
 
-    engine: the first model's; in an engine process its own. others: those beside it. set_up: called first in each
-    process. describe: what a person wants to know of what is served. open_model: the config -> the model, and what
-    makes an executor for it; None is engine.start.open_model. patience_s: a frontend whose event loop does not run for
-    as long hangs. Beside what loops do it is long: the slowest, writing an answer of many megabytes, takes a second.
+    engine: the first model's. others: those beside it. set_up: called first in each process. describe: what a person
+    wants to know of what is served. open_model: the config -> the model, and what makes an executor for it; None is
+    engine.start.open_model. configure: what a model that is asked for later is loaded with. patience_s: a frontend
+    that does nothing for as long hangs. Beside what its loop does it is long: the slowest, writing an answer of many
+    megabytes, takes a second. engine_patience_s: the same for an engine process, which may wait for a disk.
     """
 
     engine: EngineConfig
@@ -49,7 +56,9 @@ class Plan:
     describe: "Callable[[Checkpoint, EngineConfig, EngineInfo], dict[str, Any]]"
     open_model: "Callable[[EngineConfig], tuple[Checkpoint, Callable[[], Executor]]] | None" = None
     others: tuple[EngineConfig, ...] = ()
+    configure: "Configure" = no_more
     patience_s: float = 30.0
+    engine_patience_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,9 @@ class Place:
     listener: int
 
 
-def run_engine(pipe: "Connection[Any, Any]", plan: Plan, board: Path, path: Path) -> None:
+def run_engine(
+    pipe: "Connection[Any, Any]", plan: Plan, wanted: EngineConfig | AskLoad, board: Path, path: Path
+) -> None:
     """Be an engine process: read, ask whether there is room, compile, say an EngineAt or an error, and compute until
     told to end.
     """
@@ -86,21 +97,32 @@ def run_engine(pipe: "Connection[Any, Any]", plan: Plan, board: Path, path: Path
     from openbei.engine.settle import limited
 
     try:
-        checkpoint, make_executor = (plan.open_model or start.open_model)(plan.engine)
-        name = plan.engine.served_model_name or checkpoint.model_id
-        pipe.send(Wants(name, start.need_of(checkpoint, plan.engine)))
+        config = wanted
+        if isinstance(config, AskLoad):
+            config = plan.configure(config.model, config.name, config.revision)
+            pipe.send(Wants(config.served_model_name or config.model_id or ""))
+        checkpoint, make_executor = (plan.open_model or start.open_model)(config)
+        name = config.served_model_name or checkpoint.model_id
+        pipe.send(Wants(name, start.need_of(checkpoint, config)))
         granted.get()
-        metrics = Metrics(limited(checkpoint.text, plan.engine).max_length, Board.open(board, ENGINE_ROW))
-        core, served = start.start_core(checkpoint, plan.engine, make_executor, metrics)
+        metrics = Metrics(limited(checkpoint.text, config).max_length, Board.open(board, ENGINE_ROW))
+        core, served = start.start_core(checkpoint, config, make_executor, metrics)
         core.on_hang = partial(os._exit, HUNG)  # nothing else ends a call that hangs; the supervisor starts another
         loop.run_until_complete(Host(core).listen(path))
     except (OpenBeiError, OSError) as error:
         pipe.send(error)
         return
     started()
-    pipe.send(EngineAt(path, served, plan.describe(checkpoint, plan.engine, served.info), board))
+    pipe.send(EngineAt(path, served, plan.describe(checkpoint, config, served.info), board))
+    keep_saying(pipe, loop, plan.engine_patience_s / LOOKS)
     loop.run_forever()
     core.close()
+
+
+def keep_saying(pipe: "Connection[Any, Any]", loop: asyncio.AbstractEventLoop, pause_s: float) -> None:
+    """Say that an event loop runs, from that loop, again and again."""
+    pipe.send(Runs())
+    loop.call_later(pause_s, keep_saying, pipe, loop, pause_s)
 
 
 def run_frontend(pipe: "Connection[Any, Any]", plan: Plan, place: Place) -> None:
@@ -113,8 +135,10 @@ def run_frontend(pipe: "Connection[Any, Any]", plan: Plan, place: Place) -> None
     from openbei.server.serve import run
 
     try:
+        while not pipe.poll(plan.patience_s / LOOKS):  # the engines may take their time
+            pipe.send(Runs())
         first: All = pipe.recv()
-    except EOFError:
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     models = RemoteModels(pipe.send, place.row)
     try:
@@ -134,11 +158,7 @@ def run_frontend(pipe: "Connection[Any, Any]", plan: Plan, place: Place) -> None
         follow(pipe, lambda message: asyncio.run_coroutine_threadsafe(models.hear(message), loop))
         started()
         pipe.send(None)
-        say_so(loop)
-
-    def say_so(loop: asyncio.AbstractEventLoop) -> None:
-        pipe.send(Runs())
-        loop.call_later(plan.patience_s / 6, say_so, loop)
+        keep_saying(pipe, loop, plan.patience_s / LOOKS)
 
     with socket.socket(fileno=place.listener) as listener:
         run(models, plan.server, listener, on_ready, before)

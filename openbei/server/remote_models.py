@@ -19,6 +19,8 @@ from openbei.engine.request import EngineInfo
 from openbei.errors import OpenBeiError
 from openbei.server.messages import Answer, AskLoad, AskUnload, EngineAt, Has, Leave, Left, Refused
 
+JOIN_S = 5
+
 log = logging.getLogger(__name__)
 
 
@@ -42,11 +44,15 @@ class RemoteModels(Models):
         return engine
 
     async def join(self, at: EngineAt) -> None:
-        """Connect to an engine; where that fails it has just died, and the supervisor will tell of another."""
+        """Connect to an engine; where that fails it has just died, and the supervisor will tell of another.
+
+        One that hangs says later how it is, or never: the other models are not to wait for that.
+        """
         try:
-            await self._cores[at.name].connect(at.path)
-        except OSError as error:
-            log.warning("the engine of %r cannot be reached: %s", at.name, error)
+            async with asyncio.timeout(JOIN_S):
+                await self._cores[at.name].connect(at.path)
+        except OSError as error:  # TimeoutError is one
+            log.warning("the engine of %r cannot be reached: %s", at.name, str(error) or "it hangs")
 
     async def hear(self, message: EngineAt | Leave | Answer) -> None:
         """Do what the supervisor says, one after the other."""

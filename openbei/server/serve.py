@@ -68,7 +68,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(self.models, config),
-                http=impatient(config.read_timeout_ms),
+                http=impatient(config.read_timeout_ms, lambda: self.should_exit),
                 ws="none",
                 lifespan="off",
                 log_config=None,

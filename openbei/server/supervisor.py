@@ -4,17 +4,17 @@ Owns the frontends' posts, the listening sockets, the private folder of the sock
 and what follows when one ends; never touches a request. Reads no model: an engine process tells what it serves.
 """
 
+import contextlib
 import logging
+import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openbei.config import EngineConfig
-from openbei.engine.loading import Configure
-from openbei.errors import ConfigError, Conflict, Forbidden, OpenBeiError, OutOfMemory
+from openbei.errors import ConfigError, Conflict, OpenBeiError, OutOfMemory
 from openbei.server import posts
 from openbei.server.child import Child
 from openbei.server.listen import listen_shared, url
@@ -28,40 +28,47 @@ log = logging.getLogger(__name__)
 OnReady = Callable[..., None]
 
 
-def no_more(model: str, name: str | None, revision: str | None) -> EngineConfig:
-    """The configs of a server that loads nothing after its start."""
-    raise Forbidden("this server loads no models")
-
-
-def supervise(plan: Plan, on_ready: OnReady, configure: Configure = no_more) -> None:
+def supervise(plan: Plan, on_ready: OnReady) -> None:
     """Serve with plan.server.frontends frontends until SIGTERM or SIGINT; return when what was in flight is answered.
 
     on_ready: called once, with the URL and an EngineAt for each model, when all processes are ready. What dies after
-    that is started again, with pauses; what cannot start before it is raised. A second signal does not wait.
-    configure: what a model that is asked for later is loaded with. Call it in the main thread. Raises ConfigError,
-    ModelError, OSError.
+    that is started again, with pauses; what cannot start before it is raised. A second signal does not wait. Call it
+    in the main thread. Raises ConfigError, ModelError, OSError.
     """
     if sys.platform != "linux":
         raise ConfigError(
             f"frontends needs Linux, whose kernel shares a port's connections out; this is {sys.platform}"
         )
-    with tempfile.TemporaryDirectory(prefix="openbei-") as folder:  # mode 0700
-        supervisor = Supervisor(plan, Path(folder), on_ready, configure)
+    with tempfile.TemporaryDirectory(prefix="openbei-") as folder, _kept(folder):  # mode 0700
+        supervisor = Supervisor(plan, Path(folder), on_ready)
         try:
             supervisor.run()
         finally:
             supervisor.kill()
 
 
+@contextlib.contextmanager
+def _kept(folder: str) -> Iterator[None]:
+    """Keep systemd-tmpfiles, which clears /tmp of what is old, from a folder: it passes over those that are locked."""
+    import fcntl  # which not every system has
+
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 class Supervisor:
     """All posts of a server: what happens to them, and what follows."""
 
-    def __init__(self, plan: Plan, folder: Path, on_ready: OnReady, configure: Configure) -> None:
+    def __init__(self, plan: Plan, folder: Path, on_ready: OnReady) -> None:
         num_frontends = plan.server.frontends
         self._plan, self._on_ready = plan, on_ready
         self._listeners = listen_shared(plan.server.hostname, plan.server.port, num_frontends)
         self._url = url(self._listeners[0])
-        self._models = ModelPosts(plan, folder, configure, self._children)
+        self._models = ModelPosts(plan, folder, self._children)
         self._frontends = [
             Post(f"frontend-{row}", partial(self._start_frontend, row), plan.patience_s)
             for row in range(1, num_frontends + 1)
@@ -118,7 +125,7 @@ class Supervisor:
                 self._models.told(child, message)
             case _, Exception():
                 self._failed(post, message)
-            case _, Runs():  # which is all there is to know
+            case _, Runs():  # and its post has noted that it said something
                 pass
 
     def _announce(self) -> None:
@@ -146,10 +153,10 @@ class Supervisor:
         else:
             log.error("%s", error)
 
-    def _ended(self, post: Post, child: Child, code: int) -> None:
+    def _ended(self, post: Post, child: Child | None, code: int) -> None:
         if isinstance(post, Model):
             self._models.ended(post)
-        else:
+        elif child is not None:
             self._models.forget(child)
         if self._stopping:
             self._let_engines_go()

@@ -54,7 +54,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         seen.server, seen.served = config, served
         on_ready("http://127.0.0.1:7997")
 
-    def supervise(plan: Plan, on_ready: Callable[[str, EngineAt], None], _configure: object) -> None:
+    def supervise(plan: Plan, on_ready: Callable[[str, EngineAt], None]) -> None:
         seen.plan = plan
         info = FakeEngine(plan.engine).info
         served = Served(plan.engine, info, checkpoint().text, None, None)

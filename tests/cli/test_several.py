@@ -1,6 +1,7 @@
 """`bei serve` with several models: names, whose flags count, what contradicts, and what is loaded later."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ def test_what_is_loaded_later_has_the_server_s_flags(bei: Bei, seen: Seen, tmp_p
     if len(start) == 1:
         given += ["--served-model-name", "one"]
     assert bei("serve", *start, *given, env={"MAX_INPUT_LENGTH": "9"}).exit_code == 0
-    configure = seen.served._configure
+    configure = pickle.loads(pickle.dumps(seen.served._configure))  # as an engine process gets it
     plain = EngineConfig(model_id="later", served_model_name="n", dtype="float32", max_input_length=9)
     assert configure("later", "n", None) == plain
     assert configure("later", None, "v2").revision == "v2"

@@ -29,12 +29,22 @@ class GatedExecutor:
         if DEADLY in batch.input_ids:
             os.kill(os.getpid(), signal.SIGKILL)
         (self.folder / f"begun-{time.monotonic_ns()}").touch()
-        end_s = time.monotonic() + LIMIT_S
-        while not (self.folder / "go").exists() and time.monotonic() < end_s:
-            time.sleep(0.005)
+        wait_for(self.folder / "go")
         rows = np.zeros((len(batch.lengths), WIDTH), np.float32)
         rows[:, 0], rows[:, 1] = batch.input_ids[batch.cu_seqlens[:-1]], batch.lengths
         return rows
+
+
+def wait_for(file: Path) -> None:
+    end_s = time.monotonic() + LIMIT_S
+    while not file.exists() and time.monotonic() < end_s:
+        time.sleep(0.005)
+
+
+def configure(folder: Path, model: str, name: str | None, revision: str | None) -> EngineConfig:
+    if (folder / model / "far").exists():
+        wait_for(folder / model / "read")
+    return EngineConfig(model_id=model, served_model_name=name or model, dtype="float32", device="cpu")
 
 
 def open_model(folder: Path, config: EngineConfig) -> tuple[Checkpoint, Callable[[], Executor]]:
@@ -45,9 +55,11 @@ def open_model(folder: Path, config: EngineConfig) -> tuple[Checkpoint, Callable
         raise ModelNotFound("there is nothing to read")
     if (folder / "deadly").exists():
         os._exit(DEADLY)
-    end_s = time.monotonic() + LIMIT_S
-    while (folder / "slow").exists() and not (folder / "read").exists() and time.monotonic() < end_s:
-        time.sleep(0.005)
+    if (folder / "slow").exists():
+        wait_for(folder / "read")
+    if (folder / "stuck").exists():
+        (folder / "stuck").unlink()
+        signal.pause()
     length = folder / "max_length"  # a test may change the model between two starts of the engine process
     max_length = int(length.read_text()) if length.exists() else 100
     return checkpoint(folder, max_length), lambda: GatedExecutor(folder)

@@ -4,6 +4,7 @@ On a fake model whose batches take until a test lets them go; test_process.py ha
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -168,6 +169,12 @@ def test_a_text_that_kills_the_engine_time_and_again_leaves_a_server(served: Ser
         assert served.post("w49") == 503
         served.wait_until_whole()
     assert served.post(words(2)) == 200
+    (folder,) = served.folder.glob("openbei-*")
+    assert len([*folder.glob("engine-*")]) == 1  # the sockets of those that have ended went with them
+    lock = os.open(folder, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):  # who clears /tmp keeps off
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(lock)
 
 
 def test_frontends_are_replaced_when_another_engine_serves_another_model(served: Served) -> None:

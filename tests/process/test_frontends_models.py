@@ -176,9 +176,11 @@ def test_the_limit_is_for_all_models_and_kept_by_one_process(served: Several) ->
 def test_two_at_once_and_one_of_them_twice(served: Several) -> None:
     (served.folder / "c").mkdir()
     (served.folder / "c" / "slow").touch()
-    slow = served.later(served.ask, "load", model="c")
+    slow = served.later(
+        served.ask, "load", model="c", name="c"
+    )  # else it has none until its process says so
     wait_until(lambda: "engine-c" in served.children())
-    assert served.ask("load", model="c").status_code == 409
+    assert served.ask("load", model="c", name="c").status_code == 409
     assert served.health() == 200
     served.let("a")
     assert served.statuses("a") == {200}
@@ -187,13 +189,16 @@ def test_two_at_once_and_one_of_them_twice(served: Several) -> None:
 
 
 def test_the_end_does_not_wait_for_what_is_being_loaded(served: Several) -> None:
-    (served.folder / "c").mkdir()
-    (served.folder / "c" / "slow").touch()
-    coming = served.later(served.ask, "load", model="c")
-    wait_until(lambda: "engine-c" in served.children())
+    coming = []
+    for model, file in (("c", "slow"), ("d", "far")):
+        (served.folder / model).mkdir()
+        (served.folder / model / file).touch()
+        coming.append(served.later(served.ask, "load", model=model))
+    wait_until(lambda: {"engine-c", "engine-d"} < {*served.children()})
+    assert served.ask("load", model="x", name="a").status_code == 409
     posted = served.begin("a")
     served.process.send_signal(signal.SIGTERM)
-    assert coming.result(LIMIT_S).status_code == 503
+    assert {one.result(LIMIT_S).status_code for one in coming} == {503}
     served.let("a")
     assert posted.result(LIMIT_S).status_code == 200
     served.process.communicate(timeout=LIMIT_S)

@@ -24,14 +24,12 @@ def test_models_come_and_go_only_between_start_and_end(tmp_path: Path) -> None:
     """A load that fails while the server starts would end it: what cannot start then is raised."""
     plan = Plan(EngineConfig(model_id="first"), ServerConfig(frontends=1), lambda: None, lambda *_: {})
     frontend: Any = Frontend()
-    posts = ModelPosts(
-        plan, tmp_path, lambda model, *_: EngineConfig(model_id=model, served_model_name=model), lambda: [frontend]
-    )
+    posts = ModelPosts(plan, tmp_path, lambda: [frontend])
     posts.asked(frontend, AskLoad(1, "second", None, None))
     posts.asked(frontend, AskUnload(2, "first"))
     posts.closed = None
     posts.asked(frontend, AskLoad(3, "second", None, None))
-    assert [post.served_as for post in posts.posts] == ["first", "second"]
+    assert [post.name for post in posts.posts] == ["engine", "engine-second"]
     posts.drain()
     posts.asked(frontend, AskLoad(4, "third", None, None))
     refused = [(1, "starting"), (2, "starting"), (3, "draining"), (4, "draining")]

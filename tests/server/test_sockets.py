@@ -273,6 +273,27 @@ def test_a_client_that_never_asks_does_not_keep_a_server_up(
         assert read_all(client) == b""
 
 
+def test_a_client_that_is_let_in_after_the_others_were_told_does_not_keep_a_server_up(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio's own loop accepts a connection some rounds before its protocol hears of it."""
+    monkeypatch.setattr(connection, "FIRST_S", 0.01)
+    made, accepted = connection.Connection.connection_made, threading.Event()
+
+    def late(one: connection.Connection, transport: asyncio.Transport) -> None:
+        accepted.set()
+        if server.servers[0].is_serving():
+            one.loop.call_later(0.005, late, one, transport)
+        else:
+            one.loop.call_soon(made, one, transport)
+
+    monkeypatch.setattr(connection.Connection, "connection_made", late)
+    with running(engine) as (address, server), connect(address) as client:
+        assert accepted.wait(LIMIT_S)
+        server.handle_exit(signal.SIGTERM, None)
+        assert read_all(client) == b""
+
+
 class Program:
     """The server as a program, with one request that it holds until `release`; `stop` returns once it drains."""
 
