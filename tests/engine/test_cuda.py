@@ -14,7 +14,7 @@ from openbei.engine.buckets import buckets
 from openbei.engine.cuda import CudaExecutor, example, halves
 from openbei.engine.machine import CudaMachine, HostMachine, HostStream, Machine
 from openbei.errors import ConfigError, InferenceFailed
-from openbei.model.ops import torch as reference
+from openbei.model.ops import numpy as reference
 from openbei.model.spec import Batch, Model, Output, Size, pack
 from openbei.weights.load import load
 from tests import families
@@ -60,16 +60,16 @@ def test_rows_are_the_references_whatever_the_bucket(model: Model) -> None:
         batch = batch_of(model, lengths)
         rows = executor.run(batch, "vectors", alone=True)
         assert rows.shape == (len(lengths), model.spec.width)
-        assert np.abs(rows - reference.embed(model, batch)).max() <= TOLERANCE, lengths
+        assert np.abs(rows - reference.run(model, batch, "vectors")).max() <= TOLERANCE, lengths
 
 
 def test_states_and_labels_of_tokens_come_one_a_token(model: Model, labelled: Model) -> None:
     batch = batch_of(model, [7, 3])
     states = executor_of(model).run(batch, "states", alone=False)
-    assert np.abs(states - reference.states(model, batch)).max() <= TOLERANCE
+    assert np.abs(states - reference.run(model, batch, "states")).max() <= TOLERANCE
     labels = executor_of(labelled).run(batch, "labels", alone=False)
     assert labels.shape == (10, 3)
-    assert np.abs(labels - reference.classify(labelled, batch)).max() <= TOLERANCE
+    assert np.abs(labels - reference.run(labelled, batch, "labels")).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("num_tracks", [1, 2])
@@ -80,7 +80,7 @@ def test_many_threads_get_their_own_rows(model: Model, num_tracks: int) -> None:
     with ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(lambda batch: executor.run(batch, "vectors", alone=False), batches))
     for batch, rows in zip(batches, answers, strict=True):
-        assert np.abs(rows - reference.embed(model, batch)).max() <= TOLERANCE
+        assert np.abs(rows - reference.run(model, batch, "vectors")).max() <= TOLERANCE
 
 
 def test_a_stream_that_idles_is_taken_before_one_that_works(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_out_of_memory_halves_the_batch_and_is_not_tried_again(
     cramped = Cramped(monkeypatch, 256)
     batch = batch_of(model, [60] * 16)  # 960 tokens: too many, as are 480; 240 are rounded up to 256
     rows = executor.run(batch, "vectors", alone=True)
-    assert np.abs(rows - reference.embed(model, batch)).max() <= TOLERANCE
+    assert np.abs(rows - reference.run(model, batch, "vectors")).max() <= TOLERANCE
     assert cramped.seen == [1024, 512, 256, 256, 256, 256]
     assert "960 tokens did not fit" in caplog.text
     cramped.seen.clear()
@@ -185,7 +185,7 @@ def test_one_sequence_that_does_not_fit_is_an_error_and_the_next_works(
         executor.run(batch_of(model, [60]), "states", alone=True)
     monkeypatch.undo()
     batch = batch_of(model, [60])
-    assert np.abs(executor.run(batch, "states", alone=True) - reference.states(model, batch)).max() <= TOLERANCE
+    assert np.abs(executor.run(batch, "states", alone=True) - reference.run(model, batch, "states")).max() <= TOLERANCE
 
 
 def test_an_error_of_the_device_leaves_no_slot_taken(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,4 +229,4 @@ def test_on_a_gpu_graphs_give_the_references_rows(model: Model, num_tracks: int)
     with ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(lambda batch: executor.run(batch, "vectors", alone=False), batches))
     for batch, rows in zip(batches, answers, strict=True):
-        assert np.abs(rows - reference.embed(model, batch)).max() <= 1e-4
+        assert np.abs(rows - reference.run(model, batch, "vectors")).max() <= 1e-4
