@@ -6,14 +6,16 @@ Owns the wording of rates and the bar; never touches texts or vectors.
 import time
 from typing import Any
 
+PAUSE_S = 0.1  # before a bar is drawn, and then between two drawings
+
 
 class Progress:
     """Counts what is done; draws a bar if asked to. total_bytes: None where the input has no known size."""
 
-    def __init__(self, total_bytes: int | None, shown: bool, pause_s: float = 0.1) -> None:
+    def __init__(self, total_bytes: int | None, shown: bool) -> None:
         self._started_s = time.monotonic()
         self.num_texts = self._num_tokens = 0
-        self._bar = _bar(total_bytes, pause_s) if shown else None
+        self._bar = _bar(total_bytes) if shown else None
 
     def add(self, done_bytes: int, num_tokens: int) -> None:
         """One more text is done: where its line ends in the file, and the tokens of all so far."""
@@ -40,9 +42,9 @@ class Progress:
 class ByteProgress:
     """Sentences about the steps of a long job and, if asked to, a count of bytes with their rate."""
 
-    def __init__(self, shown: bool, pause_s: float = 0.1) -> None:
+    def __init__(self, shown: bool) -> None:
         form = "{n_fmt}B{postfix} {rate_fmt}"
-        self._bar = _tqdm(None, form, pause_s, unit="B", unit_scale=True) if shown else None
+        self._bar = _tqdm(None, form, unit="B", unit_scale=True) if shown else None
 
     def add(self, num_bytes: int) -> None:
         """So many more bytes are done."""
@@ -55,15 +57,15 @@ class ByteProgress:
             self._bar.close()
 
 
-def _bar(total_bytes: int | None, pause_s: float) -> Any:
+def _bar(total_bytes: int | None) -> Any:
     known = "{percentage:3.0f}%|{bar:30}|{postfix}, {remaining} left"
     unknown = "{elapsed}{postfix}"
     form = unknown if total_bytes is None else known
-    return _tqdm(total_bytes, form, pause_s)
+    return _tqdm(total_bytes, form)
 
 
-def _tqdm(total: int | None, form: str, pause_s: float, **more: Any) -> Any:
+def _tqdm(total: int | None, form: str, **more: Any) -> Any:
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # no watching thread: the bar moves with every text
-    return tqdm(total=total, bar_format=form, leave=False, delay=pause_s, mininterval=pause_s, **more)
+    return tqdm(total=total, bar_format=form, leave=False, delay=PAUSE_S, mininterval=PAUSE_S, **more)

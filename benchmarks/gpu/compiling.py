@@ -15,8 +15,9 @@ import torch
 
 from benchmarks.gpu import ceilings, forward, shapes
 from openbei.engine.cuda import example
-from openbei.engine.machine import CudaMachine, HostMachine, Machine
+from openbei.engine.machine import CudaMachine, Machine
 from openbei.model.spec import Model
+from tests.engine.host_machine import HostMachine
 
 Row = dict[str, Any]
 SEEN_ALREADY = ("XLM-R-large",)  # the same kernels as another's

@@ -24,7 +24,8 @@ import torch
 
 from benchmarks.gpu import ceilings, compiling, forward, rivals, serving
 from benchmarks.gpu.clock import why
-from openbei.engine.machine import CudaMachine, HostMachine, Machine
+from openbei.engine.machine import CudaMachine, Machine
+from tests.engine.host_machine import HostMachine
 
 Row = dict[str, Any]
 CHECKS_S = 300  # then what is left of them is dropped

@@ -71,11 +71,6 @@ class Admission:
             self._changed.notify_all()
         self.on_status(self.status)
 
-    def wait_until_ready(self, timeout_s: float | None = None) -> bool:
-        """Block until the status is ready; False if that took longer."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self.status == "ready", timeout_s)
-
     def wait_until_empty(self) -> None:
         """Block until every permit is given back."""
         with self._changed:

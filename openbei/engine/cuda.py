@@ -75,11 +75,11 @@ def on_gpu(model: Model, dtype: DType, number: int) -> "CudaExecutor":
 class CudaExecutor:
     """Runs batches on a Machine. A batch that does not fit in memory is halved, and halved again.
 
-    num_tracks: streams that run at once; None takes two for small models. What the model is for is recorded at start,
-    for every bucket; other outputs are launched kernel by kernel.
+    Two streams run at once for small models. What the model is for is recorded at start, for every bucket; other
+    outputs are launched kernel by kernel.
     """
 
-    def __init__(self, model: Model, precision: Precision, machine: Machine, num_tracks: int | None = None) -> None:
+    def __init__(self, model: Model, precision: Precision, machine: Machine) -> None:
         dtype = "bfloat16" if precision == "fp8" else precision
         self._model = CudaModel(model, Placement(machine.location, dtype, fp8=precision == "fp8"))
         self._machine = machine
@@ -87,8 +87,7 @@ class CudaExecutor:
         self._is_by_token = model.is_by_token
         self._sizes = buckets(model.spec.max_length)
         self._max_tokens = 1 << 62  # lowered when memory runs out
-        if num_tracks is None:
-            num_tracks = 2 if num_parameters(model) < SMALL_MODEL else 1
+        num_tracks = 2 if num_parameters(model) < SMALL_MODEL else 1
         tracks = [self._make_track() for _ in range(num_tracks)]
         # A track's second slot is taken only when each track's first is.
         self._slots: PriorityQueue[tuple[int, int, Slot]] = PriorityQueue()

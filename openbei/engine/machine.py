@@ -1,6 +1,5 @@
-"""What the CUDA executor asks of a device: memory, streams, recorded launches. On a GPU, and on the host as its twin.
+"""What the CUDA executor asks of a device: memory, streams, recorded launches; and a GPU, which gives them.
 
-The host's machine does the same at once and in order, so that the executor and the GPU benchmarks run anywhere.
 Owns torch's streams, graphs and events; never touches models, batches or requests.
 """
 
@@ -119,47 +118,3 @@ class CudaStream:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return event.synchronize
-
-
-class HostMachine:
-    """The CPU in the place of a GPU: everything is done when it is launched."""
-
-    name = "CPU (PyTorch)"
-    location = "cpu"
-    capability = (9, 0)
-
-    def stream(self) -> "HostStream":
-        """Nothing but the order of calls."""
-        return HostStream()
-
-    def pinned(self, size: int, dtype: torch.dtype) -> Tensor:
-        """Plain memory (size,)."""
-        return torch.empty(size, dtype=dtype)
-
-    def free_bytes(self) -> int:
-        """More than anything asks for."""
-        return 1 << 62
-
-
-class HostStream:
-    """Work that is done at once."""
-
-    @contextmanager
-    def use(self) -> Iterator[None]:
-        """Without gradients, as on a GPU."""
-        with torch.inference_mode():
-            yield
-
-    def record(self, launch: Launch) -> tuple[Callable[[], None], Tensor]:
-        """Launch again and put the answer where the first one lies, as the replay of a graph does."""
-        with self.use():
-            answer = launch()
-
-        def replay() -> None:
-            answer.copy_(launch())
-
-        return replay, answer
-
-    def mark(self) -> Callable[[], None]:
-        """Nothing to wait for."""
-        return lambda: None

@@ -54,17 +54,12 @@ def open_model(config: EngineConfig) -> tuple[Checkpoint, Callable[[], Executor]
     return checkpoint, lambda: make_executor(checkpoint, config)
 
 
-def start_engine(
-    checkpoint: Checkpoint,
-    config: EngineConfig,
-    make_executor: Callable[[], Executor],
-    clock: Clock = time.monotonic,
-) -> Engine:
-    """A read model -> both halves of an engine in this process. make_executor, clock: as LocalCore has them."""
+def start_engine(checkpoint: Checkpoint, config: EngineConfig, make_executor: Callable[[], Executor]) -> Engine:
+    """A read model -> both halves of an engine in this process. make_executor: as LocalCore has it."""
     metrics = Metrics(limited(checkpoint.text, config).max_length)
-    core, served = start_core(checkpoint, config, make_executor, metrics, clock)
+    core, served = start_core(checkpoint, config, make_executor, metrics)
     try:
-        return Engine(served, core, metrics, clock)
+        return Engine(served, core, metrics)
     except BaseException:
         core.close()
         raise

@@ -25,11 +25,11 @@ from openbei.engine.precision import choose_precision
 from openbei.engine.probe import difference, make_probes
 from openbei.engine.request import Request
 from openbei.errors import ModelError, WeightsError
-from openbei.model.ops import torch as plain
-from openbei.model.spec import pack
+from openbei.model.spec import Output, pack
 from openbei.weights.load import load
 from openbei.weights.manifest import check_files, read_manifest, write_manifest
 from tests import families
+from tests.model.oracles import error, run_of
 from tests.weights.building import rewrite
 
 FLOAT32 = EngineConfig(device="cpu", dtype="float32")
@@ -159,11 +159,11 @@ def test_the_self_check_has_every_output_as_another_backend_gives_it(three_ways:
     assert checkpoint.artifact is not None
     probes = checkpoint.artifact.probes
     batch = pack(checkpoint.model.spec, [probe.ids for probe in probes])
-    judges = {"vectors": plain.embed, "states": plain.states, "weights": plain.weigh, "multi": plain.multi}
-    assert probes[0].rows.keys() == judges.keys()
-    for output, judge in judges.items():
-        rows = [np.array(probe.rows[output], np.float32) for probe in probes]  # type: ignore[index]
-        np.testing.assert_allclose(np.concatenate(rows), judge(checkpoint.model, batch), atol=1e-5)
+    outputs: tuple[Output, ...] = ("vectors", "states", "weights", "multi")
+    assert probes[0].rows.keys() == set(outputs)
+    for output in outputs:
+        rows = np.concatenate([np.array(probe.rows[output], np.float32) for probe in probes])
+        assert error(rows, run_of("cuda", checkpoint.model, output)(batch)) <= 1e-5, output
     assert max(max(row) for row in probes[0].rows["weights"]) > 0.1
 
 

@@ -186,8 +186,14 @@ def test_nothing_done_is_nowhere(bei: Bei, tmp_path: Path) -> None:
     assert second == "Error: line 1 is empty; --skip-empty leaves such lines out"
 
 
+@pytest.fixture
+def drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openbei.progress.PAUSE_S", 0)
+
+
+@pytest.mark.usefixtures("drawn_at_once")
 def test_the_bar_shows_rates_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(400, shown=True, pause_s=0)
+    progress = Progress(400, shown=True)
     for i in range(50):
         progress.add(4 * (i + 1), 3 * (i + 1))
     assert progress.close().startswith("50 texts in 0.")
@@ -195,8 +201,9 @@ def test_the_bar_shows_rates_and_time_left(capsys: pytest.CaptureFixture[str]) -
     assert re.fullmatch(r" 50%\|█+ +\|, [\d,]+ texts/s, [\d,]+ tokens/s, 00:00 left", last)
 
 
+@pytest.mark.usefixtures("drawn_at_once")
 def test_the_bar_without_a_known_size(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(None, shown=True, pause_s=0)
+    progress = Progress(None, shown=True)
     progress.add(4, 3)
     progress.close()
     assert "left" not in capsys.readouterr().err

@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
 from openbei.config import EngineConfig
+from openbei.engine.admission import Admission
 from openbei.engine.core import LocalCore
 from openbei.engine.engine import Engine
 from openbei.engine.executor import Device, Output
@@ -162,7 +163,12 @@ class Harness:
             assert admission._changed.wait_for(lambda: admission.num_taken == count, WAIT_S)
 
     def wait_until_ready(self) -> None:
-        assert self.engine._core.admission.wait_until_ready(WAIT_S)
+        wait_until_ready(self.engine._core.admission)
+
+
+def wait_until_ready(admission: Admission) -> None:
+    with admission._changed:
+        assert admission._changed.wait_for(lambda: admission.status == "ready", WAIT_S)
 
 
 Wire = Callable[[LocalCore, Served, Metrics, FakeClock], Engine]

@@ -17,7 +17,7 @@ from openbei.engine.host import Host
 from openbei.engine.metrics import Metrics
 from openbei.engine.remote import RemoteCore
 from openbei.engine.settle import Served
-from tests.engine.fakes import WAIT_S, FakeClock, Harness
+from tests.engine.fakes import WAIT_S, FakeClock, Harness, wait_until_ready
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class Wires:
         self.remotes.append(remote)
         self.sides.append(side)
         side.run(remote.connect(hosting.path))
-        assert remote.admission.wait_until_ready(WAIT_S)
+        wait_until_ready(remote.admission)
         return Engine(served, remote, metrics, clock)
 
     def close(self) -> None:

@@ -12,12 +12,13 @@ import torch
 from openbei.engine import cuda
 from openbei.engine.buckets import buckets
 from openbei.engine.cuda import CudaExecutor, example, halves
-from openbei.engine.machine import CudaMachine, HostMachine, HostStream, Machine
+from openbei.engine.machine import CudaMachine
 from openbei.errors import ConfigError, InferenceFailed
-from openbei.model.ops import torch as reference
-from openbei.model.spec import Batch, Model, Output, Size, pack
+from openbei.model.ops import numpy as reference
+from openbei.model.spec import Batch, Model, Output, Size, num_parameters, pack
 from openbei.weights.load import load
 from tests import families
+from tests.engine.host_machine import HostMachine, HostStream
 
 TOLERANCE = 1e-5
 torch.set_num_threads(1)  # for a tiny model the threads of more wait longer than they work
@@ -40,10 +41,18 @@ def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "buckets", lambda longest: [size for size in buckets(longest) if size.num_tokens <= 64])
     monkeypatch.setattr(cuda, "TIMED_TOKENS", (32, 64))
     monkeypatch.setattr(cuda, "TIMED_RUNS", 1)
+    monkeypatch.setattr(cuda, "SMALL_MODEL", 0)  # one stream
 
 
-def executor_of(model: Model, machine: Machine | None = None, num_tracks: int = 1) -> CudaExecutor:
-    return CudaExecutor(model, "float32", machine or HostMachine(), num_tracks)
+@pytest.fixture(params=[1, 2])
+def num_tracks(request: pytest.FixtureRequest, few_sizes: None, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Streams that run at once: two for a small model."""
+    monkeypatch.setattr(cuda, "SMALL_MODEL", 1 << 30 if request.param == 2 else 0)
+    return request.param
+
+
+def executor_of(model: Model) -> CudaExecutor:
+    return CudaExecutor(model, "float32", HostMachine())
 
 
 def batch_of(model: Model, lengths: Sequence[int]) -> Batch:
@@ -60,31 +69,31 @@ def test_rows_are_the_references_whatever_the_bucket(model: Model) -> None:
         batch = batch_of(model, lengths)
         rows = executor.run(batch, "vectors", alone=True)
         assert rows.shape == (len(lengths), model.spec.width)
-        assert np.abs(rows - reference.embed(model, batch)).max() <= TOLERANCE, lengths
+        assert np.abs(rows - reference.run(model, batch, "vectors")).max() <= TOLERANCE, lengths
 
 
 def test_states_and_labels_of_tokens_come_one_a_token(model: Model, labelled: Model) -> None:
     batch = batch_of(model, [7, 3])
     states = executor_of(model).run(batch, "states", alone=False)
-    assert np.abs(states - reference.states(model, batch)).max() <= TOLERANCE
+    assert np.abs(states - reference.run(model, batch, "states")).max() <= TOLERANCE
     labels = executor_of(labelled).run(batch, "labels", alone=False)
     assert labels.shape == (10, 3)
-    assert np.abs(labels - reference.classify(labelled, batch)).max() <= TOLERANCE
+    assert np.abs(labels - reference.run(labelled, batch, "labels")).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("num_tracks", [1, 2])
 def test_many_threads_get_their_own_rows(model: Model, num_tracks: int) -> None:
-    executor = executor_of(model, num_tracks=num_tracks)
+    executor = executor_of(model)
     assert executor.device.num_lanes == 2 * num_tracks
     batches = [batch_of(model, lengths) for lengths in LENGTHS] * 4
     with ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(lambda batch: executor.run(batch, "vectors", alone=False), batches))
     for batch, rows in zip(batches, answers, strict=True):
-        assert np.abs(rows - reference.embed(model, batch)).max() <= TOLERANCE
+        assert np.abs(rows - reference.run(model, batch, "vectors")).max() <= TOLERANCE
 
 
 def test_a_stream_that_idles_is_taken_before_one_that_works(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor, used = executor_of(model, num_tracks=2), []
+    monkeypatch.setattr(cuda, "SMALL_MODEL", num_parameters(model) + 1)
+    executor, used = executor_of(model), []
     launch = executor._launch
 
     def noted(batch: Batch, output: Output, slot: cuda.Slot) -> tuple[torch.Tensor, Callable[[], None]]:
@@ -131,7 +140,7 @@ def test_out_of_memory_halves_the_batch_and_is_not_tried_again(
     cramped = Cramped(monkeypatch, 256)
     batch = batch_of(model, [60] * 16)  # 960 tokens: too many, as are 480; 240 are rounded up to 256
     rows = executor.run(batch, "vectors", alone=True)
-    assert np.abs(rows - reference.embed(model, batch)).max() <= TOLERANCE
+    assert np.abs(rows - reference.run(model, batch, "vectors")).max() <= TOLERANCE
     assert cramped.seen == [1024, 512, 256, 256, 256, 256]
     assert "960 tokens did not fit" in caplog.text
     cramped.seen.clear()
@@ -185,7 +194,7 @@ def test_one_sequence_that_does_not_fit_is_an_error_and_the_next_works(
         executor.run(batch_of(model, [60]), "states", alone=True)
     monkeypatch.undo()
     batch = batch_of(model, [60])
-    assert np.abs(executor.run(batch, "states", alone=True) - reference.states(model, batch)).max() <= TOLERANCE
+    assert np.abs(executor.run(batch, "states", alone=True) - reference.run(model, batch, "states")).max() <= TOLERANCE
 
 
 def test_an_error_of_the_device_leaves_no_slot_taken(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +231,11 @@ def test_an_example_fills_its_bucket(model: Model) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("num_tracks", [1, 2])
 def test_on_a_gpu_graphs_give_the_references_rows(model: Model, num_tracks: int) -> None:
-    executor = CudaExecutor(model, "float32", CudaMachine(), num_tracks)
+    executor = CudaExecutor(model, "float32", CudaMachine())
+    assert executor.device.num_lanes == 2 * num_tracks
     batches = [batch_of(model, lengths) for lengths in LENGTHS] * 8
     with ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(lambda batch: executor.run(batch, "vectors", alone=False), batches))
     for batch, rows in zip(batches, answers, strict=True):
-        assert np.abs(rows - reference.embed(model, batch)).max() <= 1e-4
+        assert np.abs(rows - reference.run(model, batch, "vectors")).max() <= 1e-4

@@ -14,7 +14,7 @@ from openbei.engine.request import Pair
 from openbei.engine.tokenizer import Tokenizer
 from openbei.engine.truncation import Truncation
 from openbei.errors import InvalidInput, ModelError, TooLong
-from openbei.model.ops import torch
+from openbei.model.ops import numpy as plain
 from openbei.model.spec import pack
 from openbei.weights.checkpoint import Checkpoint, PairTemplate, TextSpec
 from openbei.weights.load import load
@@ -96,11 +96,11 @@ def test_scores_are_those_of_sentence_transformers(folder: Path, checkpoint: Che
     """Its CrossEncoder on the same folder, cut texts and all; the model's files make it give the logit."""
     ids = [one.ids for one in tokenizer.encode(PAIRS, CUT)]
     assert [len(each) for each in ids][-2:] == [MAX_LENGTH, MAX_LENGTH]
-    ours = torch.classify(checkpoint.model, pack(checkpoint.model.spec, ids))[:, 0]
+    ours = plain.run(checkpoint.model, pack(checkpoint.model.spec, ids), "labels")[:, 0]
     oracle = CrossEncoder(str(folder), device="cpu")
     np.testing.assert_allclose(ours, oracle.predict([tuple(pair) for pair in PAIRS]), rtol=0, atol=1e-4)
     ids = [one.ids for one in tokenizer.encode(PAIRS, CUT, "Find facts.")]
-    ours = torch.classify(checkpoint.model, pack(checkpoint.model.spec, ids))[:, 0]
+    ours = plain.run(checkpoint.model, pack(checkpoint.model.spec, ids), "labels")[:, 0]
     wanted = oracle.predict([tuple(pair) for pair in PAIRS], prompt_name="facts")
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-4)
 

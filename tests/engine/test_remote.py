@@ -28,7 +28,7 @@ from openbei.engine.link import (
 from openbei.engine.metrics import Metrics
 from openbei.engine.request import Options, Request, Result
 from tests.engine.conftest import Make, making
-from tests.engine.fakes import WAIT_S, WIDTH, words
+from tests.engine.fakes import WAIT_S, WIDTH, wait_until_ready, words
 from tests.engine.remote import Wires, until
 from tests.server.test_metrics import values
 
@@ -77,7 +77,7 @@ def test_what_was_still_tokenised_when_the_engine_died_fails_too(wires: Wires, m
     house = make()
     wires.hostings[-1].stop()
     wires.sides[0].run(until(lambda: wires.remotes[0]._link is None))  # the frontend has noticed, too
-    assert not wires.remotes[0].admission.wait_until_ready(0)
+    assert wires.remotes[0].admission.status == "failed"
     job = Job([[1]], [None], "vectors")
     wires.remotes[0].submit(job)
     with pytest.raises(errors.Unhealthy, match="being restarted"):
@@ -301,7 +301,7 @@ def test_what_waits_is_told_when_the_executor_or_the_engine_goes_down(wires: Wir
     with pytest.raises(errors.Unhealthy, match="failed"):
         first.result(WAIT_S)
     house.core.admission.set_down(False)
-    assert wires.remotes[1].admission.wait_until_ready(WAIT_S)
+    wait_until_ready(wires.remotes[1].admission)
     second = waiting(other, words(1, 2))
     wait_for_lines(wires, 1, 0)
     wires.hostings[-1].stop()

@@ -7,15 +7,14 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from openbei.model import transformer
 from openbei.model.ops import cuda
-from openbei.model.ops import torch as plain
-from openbei.model.ops.cuda_weights import from_numpy
+from openbei.model.ops.numpy import NumpyOps
 from openbei.model.spec import Activation, Array, Batch, Linear, Model, pack
 from openbei.weights.quantize import quantize
 from tests.model import oracles
@@ -28,58 +27,52 @@ GPU = pytest.param(
 DEVICES = ["cpu", GPU]
 LAUNCHES = ("embed_norm", "linear", "linear_fp8", "add_norm", "head_norm", "activate", "gated", "rope_", "attention")
 LAUNCHES += ("pool", "quantize_rows")
+SHORT: dict[str, type[np.generic]] = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
 def batch_of(model: Model, lengths: Sequence[int] = LENGTHS) -> Batch:
     return pack(model.spec, *oracles.sequences(model, lengths))
 
 
-class Rounded(plain.TorchOps):
+class Rounded(NumpyOps):
     """The plain operations, every result rounded to a 16-bit type."""
 
-    dtype: torch.dtype
+    dtype: type[np.generic]
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
         if name not in ("embed", "linear", "gated", "add", "norm", "rope", "attention"):
             return found
-        return lambda *args, **kwargs: found(*args, **kwargs).to(self.dtype).float()
+        return lambda *args, **kwargs: found(*args, **kwargs).astype(self.dtype).astype(np.float32)
 
 
-class Fp8(plain.TorchOps):
+class Fp8(NumpyOps):
     """The plain operations, with both sides of a block's products rounded to FP8 as weights/quantize.py does."""
 
     products: set[int]
 
-    def linear(self, x: Tensor, linear: Linear, activation: Activation = "identity") -> Tensor:
+    def linear(self, x: Floats, linear: Linear, activation: Activation = "identity") -> Floats:
         if id(linear) not in self.products:
             return super().linear(x, linear, activation)
-        return super().linear(
-            _through_fp8(x), Linear(_through_fp8(from_numpy(linear.weight)).numpy(), linear.bias), activation
-        )
+        return super().linear(_through_fp8(x), Linear(_through_fp8(linear.weight), linear.bias), activation)
 
 
-def _through_fp8(x: Tensor) -> Tensor:
-    values, scale = quantize(x.numpy())
-    return from_numpy(values.astype(np.float32) * scale[:, None])
-
-
-def _plain_states(ops: plain.TorchOps, model: Model) -> Floats:
-    with torch.inference_mode():
-        return transformer.states(ops, model).numpy()
+def _through_fp8(x: Array) -> Floats:
+    values, scale = quantize(x)
+    return values.astype(np.float32) * scale[:, None]
 
 
 def rounded_states(model: Model, batch: Batch, dtype: str) -> Floats:
     ops = Rounded(batch, model.spec)
-    ops.dtype = getattr(torch, dtype)
-    return _plain_states(ops, mapped(model, lambda array: from_numpy(array).to(ops.dtype).float().numpy()))
+    ops.dtype = SHORT[dtype]
+    return transformer.states(ops, mapped(model, lambda array: array.astype(ops.dtype).astype(np.float32)))
 
 
 def fp8_states(model: Model, batch: Batch) -> Floats:
     ops = Fp8(batch, model.spec)
     layers = model.weights.layers
     ops.products = {id(getattr(layer, name)) for layer in layers for name in fp8_names(model)}
-    return _plain_states(ops, model)
+    return transformer.states(ops, model)
 
 
 def fp8_names(model: Model) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from openbei.model.ops import numpy, torch
+from openbei.model.ops import numpy as plain
 from openbei.model.ops.cuda import CudaModel, Placement
 from openbei.model.ops.cuda_weights import from_numpy
 from openbei.model.spec import Batch, Model, Output, Pooling, Size, pack
@@ -16,7 +16,7 @@ from tests import families
 
 Floats = NDArray[np.float32]
 Ids = list[list[int]]
-BACKENDS = ("torch", "numpy", "openvino", "cuda")  # cuda: on CPU tensors, in float32
+BACKENDS = ("numpy", "openvino", "cuda")  # cuda: on CPU tensors, in float32
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,8 @@ def labels_of(backend: str, model: Model) -> Callable[[Batch], Floats]:
 
 def run_of(backend: str, model: Model, output: Output) -> Callable[[Batch], Floats]:
     """A backend's name, a model and one of its outputs -> batch to rows."""
-    if backend == "torch":
-        run = {
-            "states": torch.states,
-            "vectors": torch.embed,
-            "labels": torch.classify,
-            "weights": torch.weigh,
-            "multi": torch.multi,
-        }[output]
-        return lambda batch: run(model, batch)
     if backend == "numpy":
-        return lambda batch: numpy.run(model, batch, output)
+        return lambda batch: plain.run(model, batch, output)
     if backend == "openvino":
         from openbei.model.ops import openvino_model as openvino  # a machine with a GPU may be without it
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from openbei.model.kernels.norm import Normed
 from openbei.model.ops import cuda
-from openbei.model.ops import torch as plain
+from openbei.model.ops import numpy as plain
 from openbei.model.ops.cuda import Placement
 from openbei.model.ops.cuda_weights import Ways
 from openbei.model.spec import Batch, Layer, Model, Pooling, pack
@@ -46,7 +46,7 @@ def test_states_on_a_gpu_match_plain_float32(model: Model, device: str) -> None:
     run = CudaRun(model, Placement(device, "float32"), "states")
     for lengths in (LENGTHS, tuple(1 + number % 13 for number in range(40))):
         batch = batch_of(model, lengths)
-        assert error(run(batch), plain.states(model, batch)) <= 1e-4
+        assert error(run(batch), plain.run(model, batch, "states")) <= 1e-4
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -70,7 +70,7 @@ def test_a_single_key_head_is_normed_and_turned(family: str, device: str, tmp_pa
     assert model.spec.num_kv_heads == 1
     batch = batch_of(model)
     run = CudaRun(model, Placement(device, "float32"), "states")
-    assert error(run(batch), plain.states(model, batch)) <= 1e-4
+    assert error(run(batch), plain.run(model, batch, "states")) <= 1e-4
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def test_16_bit_is_at_most_twice_as_far_from_float32_as_plain_16_bit(
     model: Model, device: str, dtype: Any, ways: Ways
 ) -> None:
     batch = batch_of(model)
-    wanted = plain.states(model, batch)
+    wanted = plain.run(model, batch, "states")
     allowed = 2 * error(rounded_states(model, batch, dtype), wanted)
     assert error(CudaRun(model, Placement(device, dtype, ways=ways), "states")(batch), wanted) <= allowed
 
@@ -138,7 +138,7 @@ def test_fp8_in_float32_is_plain_fp8(model: Model) -> None:
     wanted = fp8_states(model, batch)
     away = np.abs(CudaRun(model, Placement("cpu", "float32", fp8=True), "states")(batch) - wanted).max(axis=1)
     assert np.median(away) <= 1e-5
-    assert error(wanted, plain.states(model, batch)) > 0.1
+    assert error(wanted, plain.run(model, batch, "states")) > 0.1
 
 
 @pytest.mark.parametrize("ways", WAYS)
@@ -147,7 +147,7 @@ def test_fp8_in_bfloat16_is_at_most_twice_as_far_from_float32_as_plain_fp8(
     model: Model, device: str, ways: Ways
 ) -> None:
     batch = batch_of(model)
-    wanted = plain.states(model, batch)
+    wanted = plain.run(model, batch, "states")
     states = CudaRun(model, Placement(device, "bfloat16", fp8=True, ways=ways), "states")(batch)
     assert error(states, wanted) <= 2 * error(fp8_states(model, batch), wanted)
 
@@ -161,7 +161,7 @@ def test_one_row_of_each_sequence_through_the_last_layer_is_as_near(
 ) -> None:
     """Those rows are float32 where they were picked, the products and norms after them 16 bit or FP8."""
     batch = batch_of(model)
-    wanted = plain.states(model, batch)
+    wanted = plain.run(model, batch, "states")
     low = fp8_states(model, batch) if fp8 else rounded_states(model, batch, "bfloat16")
     vectors = CudaRun(replace(model, pooling=kind), Placement(device, "bfloat16", fp8), "vectors")(batch)
     assert error(vectors, pooled(wanted, batch, kind)) <= 2 * error(low, wanted)
@@ -201,9 +201,8 @@ def sample() -> Sample:
     texts = [text for text in paragraphs if 60 < len(text) < 300 and text[0].isalpha()][::15][:64]
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     batches = [pack(checkpoint.model.spec, ids[start : start + 16]) for start in range(0, len(ids), 16)]
-    return Sample(
-        checkpoint.model, batches, _unit(np.concatenate([plain.embed(checkpoint.model, each) for each in batches]))
-    )
+    vectors = np.concatenate([plain.run(checkpoint.model, batch, "vectors") for batch in batches])
+    return Sample(checkpoint.model, batches, _unit(vectors))
 
 
 def _unit(vectors: Floats) -> Floats:

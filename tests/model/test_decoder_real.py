@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from openbei.engine.request import Pair
 from openbei.engine.tokenizer import Tokenizer as BeiTokenizer
 from openbei.engine.truncation import Truncation
+from openbei.model.ops import numpy as plain
 from openbei.model.ops import openvino_model as openvino
-from openbei.model.ops import torch as plain
 from openbei.model.spec import pack
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import LoadOptions, load
@@ -161,7 +161,7 @@ def test_states_are_those_of_transformers(embedder: Checkpoint, judge: transform
 def test_the_last_token_gives_the_published_embedding(embedder: Checkpoint, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("Hello world").ids
     assert ids == [19556, 905]
-    vector = plain.embed(embedder.model, pack(embedder.model.spec, [ids]))[0]
+    vector = plain.run(embedder.model, pack(embedder.model.spec, [ids]), "vectors")[0]
     wanted = [-0.021414, 0.009971, -0.009205, 0.009475, 0.011790]
     np.testing.assert_allclose(vector[:5] / np.linalg.norm(vector), wanted, rtol=0, atol=2e-6)
 
@@ -208,7 +208,7 @@ def test_the_language_model_itself_reranks_by_yes_and_no(folder: Folder) -> None
     pairs = [Pair(query, document) for query, document, _, _ in CASES]
     ids = [one.ids for one in BeiTokenizer(checkpoint.text).encode(pairs, Truncation(False))]
     assert [len(each) for each in ids] == [num_tokens for _, _, num_tokens, _ in CASES]
-    logits = plain.classify(checkpoint.model, pack(checkpoint.model.spec, ids))
+    logits = plain.run(checkpoint.model, pack(checkpoint.model.spec, ids), "labels")
     np.testing.assert_allclose(logits[:, 0], [logit for _, _, _, logit in CASES], rtol=0, atol=1e-4)
 
 

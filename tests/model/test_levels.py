@@ -116,14 +116,14 @@ def test_a_seeded_bug_is_seen(name: str, bug: str, cases: Callable[..., Case]) -
     case = cases(name)
     broken = BUGS[name][bug](case.model)
     batch = pack(broken.spec, case.ids, case.types)
-    assert error(states_of("torch", broken)(batch), case.states) > TOLERANCE
+    assert error(states_of("numpy", broken)(batch), case.states) > TOLERANCE
 
 
 def test_alibi_of_the_other_sign_is_seen(cases: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
     case = cases("jina-en")
     right = positions.alibi_slopes
     monkeypatch.setattr(positions, "alibi_slopes", lambda num_heads: -right(num_heads))
-    assert error(states_of("torch", case.model)(case.batch), case.states) > TOLERANCE
+    assert error(states_of("numpy", case.model)(case.batch), case.states) > TOLERANCE
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -132,5 +132,5 @@ def test_pooling_at_the_wrong_token_is_seen(
     family: str, wanted: Pooling, wrong: Pooling, cases: Callable[..., Case]
 ) -> None:
     case = cases(family)
-    vectors = vectors_of("torch", replace(case.model, pooling=wrong))(case.batch)
+    vectors = vectors_of("numpy", replace(case.model, pooling=wrong))(case.batch)
     assert error(vectors, pooled(case.states, case.batch, wanted)) > TOLERANCE

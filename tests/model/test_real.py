@@ -15,8 +15,8 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer
 
+from openbei.model.ops import numpy as plain
 from openbei.model.ops import openvino_model as openvino
-from openbei.model.ops import torch as plain
 from openbei.model.spec import Batch, Model, pack
 from openbei.weights.checkpoint import Checkpoint
 from openbei.weights.load import load
@@ -81,7 +81,7 @@ def test_minilm_in_float32_is_sentence_transformers_to_1e_5(minilm: Checkpoint, 
 
 
 def test_minilm_on_the_plain_backend_is_sentence_transformers_to_1e_5(minilm: Checkpoint, wanted: Floats) -> None:
-    vectors = np.concatenate([plain.embed(minilm.model, batch) for batch in _batches(minilm, TEXTS[:8])])
+    vectors = np.concatenate([plain.run(minilm.model, batch, "vectors") for batch in _batches(minilm, TEXTS[:8])])
     np.testing.assert_allclose(_unit(vectors), wanted[:8], rtol=0, atol=1e-5)
 
 
@@ -113,9 +113,9 @@ def test_a_folder_saved_by_sentence_transformers_with_dense_modules(
     assert (checkpoint.model.embedding_dim, checkpoint.model.pooling) == (20, "last_token")
     texts = ("the river bank", "bees make honey.", "two plus two is four")
     judged = _judge(tmp_path / "whole", texts)
-    for batch in _batches(checkpoint, texts):
-        for vectors in (plain.embed(checkpoint.model, batch), _openvino(checkpoint.model, "float32").run(batch)):
-            np.testing.assert_allclose(_unit(vectors), judged, rtol=0, atol=1e-5)
+    (batch,) = _batches(checkpoint, texts)
+    for vectors in (plain.run(checkpoint.model, batch, "vectors"), _openvino(checkpoint.model, "float32").run(batch)):
+        np.testing.assert_allclose(_unit(vectors), judged, rtol=0, atol=1e-5)
 
 
 PAIRS = (("the river", "bees make honey."), ("deep learning", "two plus two is four, is it?"), ("a", "the bank"))
@@ -136,7 +136,7 @@ def test_a_cross_encoder_saved_by_sentence_transformers(
     tokenizer = _tokenizer(checkpoint.text.tokenizer_file, checkpoint.text.max_length)
     encodings = tokenizer.encode_batch(list(PAIRS))
     batch = pack(checkpoint.model.spec, [each.ids for each in encodings], [each.type_ids for each in encodings])
-    logits = plain.classify(checkpoint.model, batch)[:, 0]
+    logits = plain.run(checkpoint.model, batch, "labels")[:, 0]
     scores = 1 / (1 + np.exp(-logits)) if labels.activation == "sigmoid" else logits
     judged = judge.predict(list(PAIRS), batch_size=1, show_progress_bar=False)
     np.testing.assert_allclose(scores, judged, rtol=0, atol=1e-5)
@@ -148,8 +148,7 @@ def test_without_a_normalize_module_vectors_keep_their_length(tmp_path: Path) ->
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "whole"), create_model_card=False)
     checkpoint = load(str(tmp_path / "whole"))
     assert not checkpoint.model.normalize
-    vectors = np.concatenate([plain.embed(checkpoint.model, batch) for batch in _batches(checkpoint, TEXTS[:3])])
+    (batch,) = _batches(checkpoint, TEXTS[:3])
+    vectors = plain.run(checkpoint.model, batch, "vectors")
     np.testing.assert_allclose(vectors, _judge(tmp_path / "whole", TEXTS[:3]), rtol=0, atol=1e-5)
-    assert not np.allclose(
-        plain.embed(replace(checkpoint.model, pooling="mean"), next(_batches(checkpoint, TEXTS[:3]))), vectors
-    )
+    assert not np.allclose(plain.run(replace(checkpoint.model, pooling="mean"), batch, "vectors"), vectors)

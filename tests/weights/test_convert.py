@@ -17,8 +17,7 @@ from torch import Tensor
 from openbei.engine.cpu import CpuExecutor
 from openbei.errors import UnsupportedModel, WeightsError
 from openbei.model.kernels.quantize import quantize_weight
-from openbei.model.ops import numpy as plain_numpy
-from openbei.model.ops import torch as plain
+from openbei.model.ops import numpy as plain
 from openbei.model.ops.cuda_weights import DeviceWeights, Placement, place
 from openbei.model.spec import Model, num_parameters, pack
 from openbei.model.stored import stored_as, weight_of, without_fp8
@@ -78,7 +77,7 @@ def test_transformers_reads_an_artifact(family: str, tiny_folder: Callable[[str]
     ids, types = sequences(model, LENGTHS)
     judge = transformers.AutoModel.from_pretrained(out, dtype=torch.float32).eval()
     states = families.transformers_states(judge, ids, types)
-    assert error(plain_numpy.run(model, pack(model.spec, ids, types), "states"), states) <= 1e-4
+    assert error(plain.run(model, pack(model.spec, ids, types), "states"), states) <= 1e-4
 
 
 def test_what_is_of_that_type_already_is_copied_as_it_is(folder: Path, tmp_path: Path) -> None:
@@ -234,11 +233,11 @@ def test_a_cpu_computes_with_values_times_scales(
 ) -> None:
     model = load(str(make(tiny_folder("bert"), tmp_path / "out", dtype="fp8").folder)).model
     batch = pack(model.spec, *sequences(model, LENGTHS))
-    judged = plain.states(model, batch)
+    judged = plain.run(model, batch, "states")
     if dtype == "bfloat16" and not _native():
         pytest.skip("this CPU has no native bfloat16")
     assert error(CpuExecutor(model, dtype).run(batch, "states", True), judged) <= limit
-    assert error(judged, plain.states(load(str(tiny_folder("bert"))).model, batch)) > 1e-2  # another model, then
+    assert error(judged, plain.run(load(str(tiny_folder("bert"))).model, batch, "states")) > 1e-2  # another model, then
 
 
 def _native() -> bool:

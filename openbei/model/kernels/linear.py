@@ -2,8 +2,8 @@
 
 Our own is one persistent kernel fed by TMA: a program a multiprocessor, each walking over output tiles. Its epilogue
 either writes the product (linear_fp8_own) or, with gate and up rows interleaved so that one tile holds both, writes
-activation(gate) * up (gated_linear, gated_fp8), in 16 bit or in e4m3. None is faster than cuBLASLt until a GPU has
-said so: nothing here chooses them.
+activation(gate) * up (gated_linear, gated_fp8). None is faster than cuBLASLt until a GPU has said so: nothing here
+chooses them.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openbei.model.kernels import tl, triton
 from openbei.model.kernels.activation import ACTIVATIONS, activated
-from openbei.model.kernels.quantize import E4M3, Quantized, clamp_e4m3, to_e4m3
+from openbei.model.kernels.quantize import E4M3, Quantized
 from openbei.model.spec import Activation
 
 
@@ -79,28 +79,17 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Activatio
     return out
 
 
-def gated_fp8(
-    x: Quantized, weight: Quantized, bias: Tensor | None, kind: Activation, out: torch.dtype | Tensor
-) -> Tensor | Quantized:
+def gated_fp8(x: Quantized, weight: Quantized, bias: Tensor | None, kind: Activation, out_dtype: torch.dtype) -> Tensor:
     """kind(gate) * up in one product: x e4m3 (T, C), weight e4m3 (2F, C) and bias (2F,) interleaved -> (T, F).
 
-    out: dtype of the result; or the scale of each row, float32 (T,), set ahead (a calibrated constant: a tile does not
-    see the row's largest value), for a result in e4m3. Never rounded between the product and the activation.
-    Raises ValueError as linear_fp8 does.
+    Never rounded between the product and the activation. Raises ValueError as linear_fp8 does.
     """
     check_fp8(x, weight, bias, bias.dtype if bias is not None else torch.bfloat16)
-    if isinstance(out, Tensor) and len(weight.values) % 32:
-        raise ValueError(f"rows of e4m3 start at multiples of 16 bytes: {len(weight.values) // 2} is none")
     if not x.values.is_cuda:
-        return gated_fp8_twin(x, weight, bias, kind, out)
-    shape, device = (len(x.values), len(weight.values) // 2), x.values.device
-    if isinstance(out, torch.dtype):
-        result = torch.empty(shape, dtype=out, device=device)
-        _launch_product(x, weight, bias, result, kind)
-        return result
-    values = torch.empty(shape, dtype=E4M3, device=device)
-    _launch_product(x, weight, bias, values, kind, out)
-    return Quantized(values, out)
+        return gated_fp8_twin(x, weight, bias, kind, out_dtype)
+    out = torch.empty((len(x.values), len(weight.values) // 2), dtype=out_dtype, device=x.values.device)
+    _launch_product(x, weight, bias, out, kind)
+    return out
 
 
 def interleave(gate: Tensor, up: Tensor) -> Tensor:
@@ -145,11 +134,10 @@ def gated_linear_twin(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Acti
 
 
 def gated_fp8_twin(
-    x: Quantized, weight: Quantized, bias: Tensor | None, kind: Activation, out: torch.dtype | Tensor
-) -> Tensor | Quantized:
+    x: Quantized, weight: Quantized, bias: Tensor | None, kind: Activation, out_dtype: torch.dtype
+) -> Tensor:
     """The definition of gated_fp8."""
-    y = _gated(linear_fp8_twin(x, weight, bias, torch.float32), kind)
-    return y.to(out) if isinstance(out, torch.dtype) else Quantized(to_e4m3(y / out[:, None]), out)
+    return _gated(linear_fp8_twin(x, weight, bias, torch.float32), kind).to(out_dtype)
 
 
 def _gated(gate_up: Tensor, kind: Activation) -> Tensor:
@@ -170,7 +158,6 @@ def _launch_product(
     bias: Tensor | None,
     out: Tensor,
     kind: Activation | None = None,
-    out_scale: Tensor | None = None,
     num_programs: int | None = None,
 ) -> None:
     """Our own product into out: (T, N), or with a kind (T, N / 2). num_programs: None for one a multiprocessor."""
@@ -191,7 +178,6 @@ def _launch_product(
         x_scale,
         weight_scale,
         bias,
-        out_scale,
         num_tokens,
         N=width,
         C=depth,
@@ -213,7 +199,6 @@ def _product_kernel(
     x_scale_ptr,
     weight_scale_ptr,
     bias_ptr,
-    out_scale_ptr,
     T,
     N: tl.constexpr,
     C: tl.constexpr,
@@ -244,9 +229,4 @@ def _product_kernel(
             out.store([row, column], sums.to(out.dtype))
         else:
             gate, up = tl.split(tl.reshape(sums, (ROWS, COLUMNS // 2, 2)))
-            y = activated(gate, KIND) * up
-            if out_scale_ptr is None:
-                out.store([row, column // 2], y.to(out.dtype))
-            else:
-                scale = tl.load(out_scale_ptr + rows, mask=rows < T, other=1.0)[:, None]
-                out.store([row, column // 2], clamp_e4m3(tl.div_rn(y, scale)).to(out.dtype))
+            out.store([row, column // 2], (activated(gate, KIND) * up).to(out.dtype))

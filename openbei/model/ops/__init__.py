@@ -1,7 +1,7 @@
-"""The operations that a model is written in: what each means. openvino.py and torch.py do them.
+"""The operations that a model is written in: what each means. numpy.py does them plainly, openvino.py and cuda.py fast.
 
-An Ops object is made for one forward and holds that forward's Batch. X is the backend's tensor: a graph node
-for OpenVINO, a torch.Tensor for PyTorch. Each method's text is its definition; a fast version must match it.
+An Ops object is made for one forward and holds that forward's Batch. X is the backend's tensor: an array of NumPy,
+a graph node of OpenVINO, a torch.Tensor on a GPU. Each method's text is its definition; a fast version must match it.
 Cut where kernels fuse: a CUDA backend does each of these in one launch.
 """
 

@@ -168,9 +168,7 @@ class CudaOps:
         if product.scale is None:
             return gated_linear(x.whole(), product.weight, product.bias, activation)
         weight = Quantized(product.weight, product.scale)
-        y = gated_fp8(self._quantized(x), weight, product.bias, activation, self.dtype)
-        assert isinstance(y, Tensor)
-        return y
+        return gated_fp8(self._quantized(x), weight, product.bias, activation, self.dtype)
 
     def _quantized(self, x: Rows) -> Quantized:
         return x.quantized or quantize_rows(x.whole())

@@ -1,7 +1,7 @@
-"""The operations in NumPy, written out plainly, in float32: what an artifact's self-check is made with.
+"""The operations in NumPy, written out plainly, in float32: the reference that every fast version must match.
 
-A weight is widened a few million values at a time, so a model needs little memory beside its files. Owns no graph and
-no device; for a few short texts, since nothing here is quick.
+An artifact's self-check is made with it too: a weight is widened a few million values at a time, so a model needs
+little memory beside its files. Owns no graph and no device; for a few short texts, since nothing here is quick.
 """
 
 import itertools

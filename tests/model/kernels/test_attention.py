@@ -20,7 +20,7 @@ from openbei.model.kernels.attention import (
 )
 from openbei.model.ops import Attention
 from openbei.model.ops.cuda_batch import make_tiles, num_tiles
-from openbei.model.ops.torch import TorchOps
+from openbei.model.ops.numpy import NumpyOps
 from openbei.model.spec import Batch
 from tests.model.kernels.aot import Compiled, compile_launch
 from tests.model.kernels.interpret import interpreted
@@ -109,7 +109,7 @@ def make(case: Case, dtype: torch.dtype, device: str | torch.device = "cpu") -> 
 
 
 def defined(case: Case, inputs: Inputs) -> Tensor:
-    """The definition: ops/torch.py, over the rows that belong to a sequence."""
+    """The definition: ops/numpy.py, over the rows that belong to a sequence."""
     real = inputs.sequences.cu_seqlens[-1]
     table = inputs.bias
     if case.bias == "slopes":
@@ -119,8 +119,9 @@ def defined(case: Case, inputs: Inputs) -> Tensor:
     nothing = np.zeros(0, np.int32)
     offsets = np.unique(inputs.sequences.cu_seqlens.numpy())  # none is empty
     num_keys = np.array([num for num in case.num_keys or case.lengths if num], np.int32)
-    ops = TorchOps(Batch(nothing, nothing, nothing, offsets, num_keys), spec=None)
-    return ops.attention(inputs.q[:real], inputs.k[:real], inputs.v[:real], how)
+    ops = NumpyOps(Batch(nothing, nothing, nothing, offsets, num_keys), spec=None)
+    q, k, v = (x[:real].numpy() for x in (inputs.q, inputs.k, inputs.v))
+    return torch.from_numpy(ops.attention(q, k, v, how))
 
 
 def poisoned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

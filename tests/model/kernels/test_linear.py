@@ -108,12 +108,6 @@ def test_what_a_gpu_would_refuse_or_get_wrong_is_refused_here_too(change, messag
             gated_fp8(x, weight, None, "silu", BF16)
 
 
-def test_a_gated_result_in_e4m3_has_aligned_rows() -> None:
-    x, weight = operands(3, 64, 48)
-    with pytest.raises(ValueError, match="24 is none"):
-        gated_fp8(x, weight, None, "silu", torch.ones(3))
-
-
 @pytest.mark.parametrize("dtype", [F32, BF16, E4M3])
 @pytest.mark.parametrize("shape", [(6,), (6, 5)])
 def test_interleaving_takes_turns(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -137,13 +131,6 @@ def test_the_gated_twin_is_two_products(kind: Activation, biased: bool) -> None:
     expected = ACTIVATIONS[kind](exact(x, gate, biases[0])) * exact(x, up, biases[1])
     got = gated_fp8(x, weight, bias, kind, BF16)
     assert error(got, expected) <= torch.finfo(BF16).eps
-    scale = torch.linspace(1, 3, 9)
-    values, same = gated_fp8(x, weight, bias, kind, scale)
-    assert same is scale
-    assert values.dtype == E4M3
-    in_full = ACTIVATIONS[kind](exact(x, gate, biases[0])) * exact(x, up, biases[1]) / scale.double()[:, None]
-    step = torch.maximum(2.0 ** (in_full.abs().log2().floor() - 3), torch.tensor(2.0**-9)).clamp_max(32)
-    assert ((values.double() - in_full.clamp(-448, 448)).abs() <= step * 0.51).all()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -174,12 +161,6 @@ def test_our_own_gated_product_equals_its_twin(
         _launch_product(*on_device, out[:num_tokens], kind, num_programs=3)
     assert error(out[:num_tokens], gated_fp8_twin(x, weight, bias, kind, F32)) <= 4e-6
     assert out[num_tokens].isnan().all()
-    # The same at given scales, left in float32 by the interpreter, which casts to e4m3 wrongly.
-    scale = torch.linspace(0.5, 2, num_tokens)
-    expected = gated_fp8_twin(x, weight, bias, kind, F32)
-    with on(device):
-        _launch_product(*on_device, out[:num_tokens], kind, scale.to(device), num_programs=3)
-    assert error(out[:num_tokens], (expected / scale[:, None]).clamp(-448, 448)) <= 4e-6
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16])
@@ -201,7 +182,7 @@ def test_our_own_16_bit_gated_product_equals_its_twin(device: str, biased: bool)
     bias = spread((1, 288))[0].to(F16) if biased else None
     out = torch.full((71, 144), torch.nan, dtype=F16, device=device)
     with on(device):
-        _launch_product(*(None if t is None else t.to(device) for t in (x, weight, bias)), out[:70], "gelu", None, 3)
+        _launch_product(*(None if t is None else t.to(device) for t in (x, weight, bias)), out[:70], "gelu", 3)
     assert error(out[:70], gated_linear_twin(x, weight, bias, "gelu")) <= 2 * torch.finfo(F16).eps
     assert out[70].isnan().all()
 
@@ -234,27 +215,18 @@ def test_every_tile_is_computed_whatever_the_number_of_programs(tiles: int, monk
 
 # One of each shape and epilogue of the tables.
 @pytest.mark.parametrize(
-    ("num_tokens", "kind", "out", "biased", "registers"),
-    [
-        (64, None, BF16, False, 128),
-        (512, "silu", BF16, False, 128),
-        (8192, None, BF16, True, 240),
-        (8192, "silu", BF16, False, 208),
-        (8192, "silu", E4M3, False, 208),
-    ],
+    ("num_tokens", "kind", "biased", "registers"),
+    [(64, None, False, 128), (512, "silu", False, 128), (8192, None, True, 240), (8192, "silu", False, 208)],
 )
-def test_compiled_for_the_h100(
-    num_tokens: int, kind: Activation | None, out: torch.dtype, biased: bool, registers: int
-) -> None:
+def test_compiled_for_the_h100(num_tokens: int, kind: Activation | None, biased: bool, registers: int) -> None:
     def meta(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     x = Quantized(meta(num_tokens, 4096, dtype=E4M3), meta(num_tokens, dtype=F32))
     weight = Quantized(meta(8192, 4096, dtype=E4M3), meta(8192, dtype=F32))
     bias = meta(8192, dtype=BF16) if biased else None
-    result = meta(num_tokens, 4096 if kind else 8192, dtype=out)
-    scale = meta(num_tokens, dtype=F32) if out == E4M3 else None
-    built = compile_launch(lambda: _launch_product(x, weight, bias, result, kind, scale, num_programs=132))
+    result = meta(num_tokens, 4096 if kind else 8192, dtype=BF16)
+    built = compile_launch(lambda: _launch_product(x, weight, bias, result, kind, num_programs=132))
     built.check(registers)
     assert built.count("QGMMA") > 0
     assert built.count("HGMMA", "HMMA", "QMMA") == 0
