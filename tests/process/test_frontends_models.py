@@ -176,9 +176,7 @@ def test_the_limit_is_for_all_models_and_kept_by_one_process(served: Several) ->
 def test_two_at_once_and_one_of_them_twice(served: Several) -> None:
     (served.folder / "c").mkdir()
     (served.folder / "c" / "slow").touch()
-    slow = served.later(
-        served.ask, "load", model="c", name="c"
-    )  # else it has none until its process says so
+    slow = served.later(served.ask, "load", model="c", name="c")  # else it has none until its process says so
     wait_until(lambda: "engine-c" in served.children())
     assert served.ask("load", model="c", name="c").status_code == 409
     assert served.health() == 200
