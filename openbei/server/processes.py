@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -125,6 +126,13 @@ def keep_saying(pipe: "Connection[Any, Any]", loop: asyncio.AbstractEventLoop, p
     loop.call_later(pause_s, keep_saying, pipe, loop, pause_s)
 
 
+def obeyed(done: Future[None]) -> None:
+    """A frontend that could not do what it was told is of no more use: it drains, and another is started."""
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.error("internal error", exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def run_frontend(pipe: "Connection[Any, Any]", plan: Plan, place: Place) -> None:
     """Be a frontend: wait for All, listen, say None or an error, and serve until SIGTERM.
 
@@ -155,7 +163,11 @@ def run_frontend(pipe: "Connection[Any, Any]", plan: Plan, place: Place) -> None
 
     def on_ready() -> None:
         loop = asyncio.get_running_loop()
-        follow(pipe, lambda message: asyncio.run_coroutine_threadsafe(models.hear(message), loop))
+
+        def on_message(message: Any) -> None:
+            asyncio.run_coroutine_threadsafe(models.hear(message), loop).add_done_callback(obeyed)
+
+        follow(pipe, on_message)
         started()
         pipe.send(None)
         keep_saying(pipe, loop, plan.patience_s / LOOKS)

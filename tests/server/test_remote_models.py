@@ -1,8 +1,11 @@
 """A frontend's side of the engine processes, where one of them is a socket that a test holds."""
 
 import asyncio
+import os
+import signal
 import socket
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +14,7 @@ import pytest
 from openbei.engine.link import Told, frame
 from openbei.engine.remote import RemoteCore
 from openbei.server import remote_models
+from openbei.server.processes import obeyed
 from openbei.server.remote_models import RemoteModels
 
 
@@ -37,3 +41,14 @@ def test_an_engine_that_says_nothing_keeps_no_frontend_from_the_others(
         hung.bind(str(at.path))
         hung.listen()
         asyncio.run(join())
+
+
+@pytest.mark.parametrize("error", [None, KeyError("m")])
+def test_a_frontend_that_cannot_do_what_it_is_told_leaves(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    killed, done = [], Future[None]()
+    monkeypatch.setattr(os, "kill", lambda *args: killed.append(args))
+    done.set_result(None) if error is None else done.set_exception(error)
+    obeyed(done)
+    assert killed == ([] if error is None else [(os.getpid(), signal.SIGTERM)])
