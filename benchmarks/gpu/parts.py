@@ -40,12 +40,8 @@ def checks(_: Machine, tiny: bool) -> Iterator[Row]:
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-W", "default", *tests]
     command += ["-v", "--tb=short", "--maxfail=40"]
     if importlib.util.find_spec("xdist") is not None:
-        command += [
-            "-p",
-            "xdist",
-            "-n",
-            str(min(12, os.cpu_count() or 1)),
-        ]  # each compiles its kernels: most of the time
+        # Each process compiles its kernels, which is most of the time.
+        command += ["-p", "xdist", "-n", str(min(12, os.cpu_count() or 1))]
     if tiny:
         command.append("--collect-only")
     env = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # whatever else is installed takes seconds to import
