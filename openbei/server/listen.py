@@ -32,8 +32,7 @@ def listen_shared(hostname: str, port: int, count: int) -> list[socket.socket]:
 
     Raises ConfigError as listen does, also where another server has the port that would share it (Linux allows that).
     """
-    with listen(hostname, port) as alone:
-        port = alone.getsockname()[1]
+    listen(hostname, port).close()  # it shares with nobody, and knows what to say
     family, address = _resolve(hostname, port)
     sockets = []
     for _ in range(count):
@@ -43,6 +42,7 @@ def listen_shared(hostname: str, port: int, count: int) -> list[socket.socket]:
         if family == socket.AF_INET6:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as create_server does
         one.bind(address)
+        address = one.getsockname()[:2]  # of port 0 the one that the first was given
         sockets.append(one)
     return sockets
 
