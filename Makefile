@@ -24,7 +24,7 @@ serve: .venv/.base
 	@$(BIN)/bei serve $(ARGS)
 
 test: .venv/.dev
-	@$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff check
