@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
+from multiprocessing.context import ForkContext, SpawnContext
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ SEEN_ALREADY = ("XLM-R-large",)  # the same kernels as another's
 MOST_PROCESSES = 10  # each takes up to 5 GB of the GPU
 
 
+def context_of(device: str) -> ForkContext | SpawnContext:
+    """How the benchmark starts processes: a fork of one that has so much as asked for a GPU has none.
+
+    Without a GPU a fork saves the imports.
+    """
+    return get_context("fork") if device == "cpu" else get_context("spawn")
+
+
 def compiled(machine: Machine, tiny: bool) -> Iterator[Row]:
     """A row a job: seconds until it had compiled and run."""
     jobs = [("model", name, way) for name in shapes.SPECS if name not in SEEN_ALREADY for way in forward.WAYS]
@@ -31,8 +40,7 @@ def compiled(machine: Machine, tiny: bool) -> Iterator[Row]:
     if tiny:
         jobs = [jobs[0], jobs[-1]]
     workers = 1 if tiny else min(MOST_PROCESSES, os.cpu_count() or 1)
-    way = "fork" if machine.location == "cpu" else "spawn"  # as in parts.py
-    with ProcessPoolExecutor(workers, get_context(way)) as pool:
+    with ProcessPoolExecutor(workers, context_of(machine.location)) as pool:
         waiting = {pool.submit(_run, machine.location, *job, tiny): job for job in jobs}
         for done in as_completed(waiting):
             row: Row = {"what": " ".join(waiting[done]).strip()}

@@ -6,7 +6,6 @@ A device that fails in one part, or hangs, is there again for the next.
 import argparse
 import contextlib
 import importlib.util
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -80,8 +79,7 @@ PARTS: dict[str, Callable[[Machine, bool], Iterator[Row]]] = {
 def run(name: str, chosen: argparse.Namespace, into: dict[str, Any], end_s: float) -> Iterator[None]:
     """A part's rows into its result, one by one, and what ended it if anything but its end did."""
     begin_s = time.monotonic()
-    # A fork of a process that has so much as asked for a GPU has none; without one it saves the imports.
-    context = multiprocessing.get_context("fork" if chosen.device == "cpu" else "spawn")
+    context = compiling.context_of(chosen.device)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(name, chosen, theirs))
     process.start()

@@ -208,9 +208,11 @@ def with_chats(inputs: Sequence[Any]) -> Sequence[Input]:
     """Inputs as a Python caller writes them: lists of messages become Chats, and bare messages are the one Chat."""
     if len(inputs) and isinstance(inputs[0], Mapping):
         return [Chat(inputs)]
-    lists = [isinstance(one, Sequence) and not isinstance(one, str) and len(one) > 0 for one in inputs]
-    is_chat = [is_list and isinstance(one[0], Mapping) for one, is_list in zip(inputs, lists, strict=True)]
-    return [Chat(one) if chat else one for one, chat in zip(inputs, is_chat, strict=True)]
+    return [Chat(one) if _is_chat(one) else one for one in inputs]
+
+
+def _is_chat(one: Any) -> bool:
+    return isinstance(one, Sequence) and not isinstance(one, str) and len(one) > 0 and isinstance(one[0], Mapping)
 
 
 def num_characters(item: Input) -> int:
